@@ -70,6 +70,7 @@ private:
         append(to, nested.m_bytes);
     }
     template <class T>
+        requires(!std::is_same_v<T, std::byte>)
     static void encode(ByteVector& to, std::vector<T>& values) {
         for (auto& value : values) {
             ByteVector item;
@@ -168,6 +169,7 @@ private:
         return true;
     }
     template <class T>
+        requires(!std::is_same_v<T, std::byte>)
     static bool decode(Bytes from, std::vector<T>& values) {
         values.clear();
         return for_each_item(from, [&](Bytes item) {

@@ -20,6 +20,7 @@ struct Sample {
     std::vector<Inner> items;
     std::array<Inner, 2> pair{};
     std::string name;
+    ByteVector blob;
     template <class V>
     void fields(V& v) {
         v.required(1, number);
@@ -28,6 +29,7 @@ struct Sample {
         v.field(4, items);
         v.field(5, pair);
         v.field(6, name);
+        v.field(7, blob);
     }
 };
 
@@ -39,6 +41,7 @@ Sample filled() {
     sample.items = {{4}, {5}, {6}};
     sample.pair = {Inner{8}, Inner{9}};
     sample.name = "pit";
+    sample.blob = {std::byte{1}, std::byte{2}};
     return sample;
 }
 
@@ -54,6 +57,7 @@ TEST(Tagged, GoesThereAndBack) {
     EXPECT_EQ(back.items[2].level, 6);
     EXPECT_EQ(back.pair[1].level, 9);
     EXPECT_EQ(back.name, "pit");
+    EXPECT_EQ(back.blob, filled().blob);
 }
 
 TEST(Tagged, EveryTruncationIsAnErrorAndChangesNothing) {
@@ -67,8 +71,8 @@ TEST(Tagged, EveryTruncationIsAnErrorAndChangesNothing) {
             EXPECT_EQ(target.number, 99U);
         }
     }
-    // Only a cut between two fields, behind the required one, is a state of its own: there are five of them.
-    EXPECT_EQ(refused, bytes.size() - 5);
+    // Only a cut between two fields, behind the required one, is a state of its own: there are six of them.
+    EXPECT_EQ(refused, bytes.size() - 6);
 }
 
 TEST(Tagged, DoubledTagIsAnError) {
