@@ -44,6 +44,12 @@ public:
     virtual ~MmioDevice() = default;
     virtual IoStatus mmio_read(uint64_t offset, MutBytes to) = 0;
     virtual IoStatus mmio_write(uint64_t offset, Bytes from) = 0;
+
+    // The one call that is made WITHOUT the device lock: the vCPU thread makes it after every mmio_write(), when it has
+    // released the lock and before the guest goes on. A device whose write started work on another thread (the TPM)
+    // waits here a bounded time, at most some hundred microseconds, so that the guest's first look at its status finds
+    // short work done. Touches only what is safe from any thread; may be called for several vCPUs at once.
+    virtual void wait_after_write() noexcept {}
 };
 
 class PioDevice {
