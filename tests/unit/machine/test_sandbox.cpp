@@ -1,0 +1,65 @@
+#include "vmm/machine/sandbox.hpp"
+
+#include <cerrno>
+#include <fcntl.h>
+#include <functional>
+#include <gtest/gtest.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
+#include <thread>
+#include <unistd.h>
+
+namespace coffer::vmm {
+namespace {
+
+// Runs `check` in a child that has entered the sandbox; its result is the child's exit code.
+int in_sandbox(std::function<int()> const& check) {
+    pid_t child = ::fork();
+    if (child == 0) {
+        if (!enter_sandbox()) ::_exit(99);
+        ::_exit(check());
+    }
+    int status = 0;
+    ::waitpid(child, &status, 0);
+    return WIFEXITED(status) ? WEXITSTATUS(status) : 200;
+}
+
+TEST(Sandbox, StartsNoPrograms) {
+    EXPECT_EQ(in_sandbox([] {
+                  char* argv[] = {const_cast<char*>("/bin/true"), nullptr};
+                  ::execv("/bin/true", argv);
+                  return errno == EPERM ? 0 : 1;
+              }),
+              0);
+    EXPECT_EQ(in_sandbox([] { return ::fork() < 0 && errno == EPERM ? 0 : 1; }), 0);
+}
+
+TEST(Sandbox, OpensNoSockets) {
+    EXPECT_EQ(in_sandbox([] { return ::socket(AF_INET, SOCK_STREAM, 0) < 0 && errno == EPERM ? 0 : 1; }), 0);
+}
+
+TEST(Sandbox, MakesNoExecutableMemory) {
+    EXPECT_EQ(in_sandbox([] {
+                  void* memory = ::mmap(nullptr, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+                  if (memory == MAP_FAILED) return 1;
+                  if (::mprotect(memory, 4096, PROT_READ | PROT_EXEC) == 0) return 2;
+                  return ::mmap(nullptr, 4096, PROT_READ | PROT_EXEC, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0) == MAP_FAILED
+                             ? 0
+                             : 3;
+              }),
+              0);
+}
+
+TEST(Sandbox, LetsThreadsAndFilesBe) {
+    EXPECT_EQ(in_sandbox([] {
+                  int seen = 0;
+                  std::thread thread([&] { seen = ::open("/dev/null", O_RDWR) >= 0 ? 1 : 0; });
+                  thread.join();
+                  return seen == 1 ? 0 : 1;
+              }),
+              0);
+}
+
+} // namespace
+} // namespace coffer::vmm
