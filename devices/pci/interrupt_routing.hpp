@@ -16,10 +16,16 @@ constexpr unsigned k_first_pirq_gsi = 16;
 constexpr unsigned k_pci_slots = 32;
 
 // `pin` is 0..3 for INTA#..INTD#: the Interrupt Pin register less one, and the pin column of _PRT.
-constexpr unsigned pirq_of(unsigned device, unsigned pin) noexcept { return (device + pin) % k_pirq_count; }
-constexpr unsigned gsi_of_pirq(unsigned pirq) noexcept { return k_first_pirq_gsi + pirq; }
-constexpr unsigned gsi_of(unsigned device, unsigned pin) noexcept { return gsi_of_pirq(pirq_of(device, pin)); }
+constexpr unsigned pirq_of(unsigned device, unsigned pin) noexcept {
+    return (device + pin) % k_pirq_count;
+}
+constexpr unsigned gsi_of_pirq(unsigned pirq) noexcept {
+    return k_first_pirq_gsi + pirq;
+}
+constexpr unsigned gsi_of(unsigned device, unsigned pin) noexcept {
+    return gsi_of_pirq(pirq_of(device, pin));
+}
 
 static_assert(gsi_of(1, 0) == 17 && gsi_of(31, 0) == 23 && gsi_of(7, 3) == 18);
 
-}  // namespace coffer::devices
+} // namespace coffer::devices
