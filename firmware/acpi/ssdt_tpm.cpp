@@ -1,0 +1,25 @@
+#include "firmware/acpi/aml_template.hpp"
+#include "firmware/acpi/tables.hpp"
+
+namespace coffer::firmware::acpi {
+
+namespace {
+
+// The placeholders of asl/ssdt_tpm.asl.
+constexpr uint32_t k_base = 0x95D8'0000;
+constexpr uint32_t k_size = 0x0119'E000;
+constexpr uint32_t k_ppi = 0x95D9'0000;
+constexpr size_t k_ppi_places = 2;
+
+} // namespace
+
+ByteVector build_ssdt_tpm(MachineDescription const& machine) {
+    COFFER_ASSERT(machine.tpm.kind != TpmKind::None);
+    return AmlTemplate(compiled_ssdt_tpm())
+        .replace32(k_base, static_cast<uint32_t>(machine.tpm.base))
+        .replace32(k_size, static_cast<uint32_t>(machine.tpm.size()))
+        .replace32(k_ppi, static_cast<uint32_t>(machine.tpm.ppi_base), k_ppi_places)
+        .take();
+}
+
+} // namespace coffer::firmware::acpi
