@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -77,6 +78,41 @@ public:
     virtual VcpuStatistics statistics() const = 0;
 };
 
+// A write that signals an eventfd instead of calling GuestIo. `size` is in bytes, 0 for any (no `datamatch` then).
+struct Doorbell {
+    bool mmio = true;  // else a port
+    uint64_t address = 0;
+    unsigned size = 0;
+    std::optional<uint64_t> datamatch;
+};
+
+// Eventfds between the guest and host threads, with no exit to user space. Thread-safe. A doorbell's eventfd belongs to
+// the caller, who detaches it before closing it, and again when the guest moves the BAR it lies in.
+class EventChannels {
+public:
+    virtual ~EventChannels() = default;
+    virtual Result<void> attach_doorbell(Doorbell const& doorbell, int eventfd) = 0;
+    virtual Result<void> detach_doorbell(Doorbell const& doorbell, int eventfd) = 0;
+    // A GSI of its own for one MSI or MSI-X vector.
+    virtual Result<unsigned> add_msi_route(uint64_t address, uint32_t data) = 0;
+    virtual Result<void> update_msi_route(unsigned gsi, uint64_t address, uint32_t data) = 0;
+    virtual Result<void> remove_msi_route(unsigned gsi) = 0;
+    // Signalling `eventfd` raises the GSI. A level-triggered line needs `resample_eventfd` (else -1): signalled when the
+    // guest has acknowledged the interrupt and the line was lowered.
+    virtual Result<void> attach_interrupt(unsigned gsi, int eventfd, int resample_eventfd = -1) = 0;
+    virtual Result<void> detach_interrupt(unsigned gsi, int eventfd) = 0;
+};
+
+// Which pages of RAM were written, by the guest or by a device that told memory_written(). Thread-safe.
+class DirtyLog {
+public:
+    virtual ~DirtyLog() = default;
+    virtual Result<void> start() = 0;
+    virtual Result<void> stop() = 0;
+    // One bit a 4 KiB page of the region mapped at `gpa`, lowest first: written since start() or the last harvest.
+    virtual Result<std::vector<uint64_t>> harvest(GuestPhysAddr gpa) = 0;
+};
+
 class Partition {
 public:
     virtual ~Partition() = default;
@@ -98,6 +134,17 @@ public:
     // Null where kernel_irqchip is false.
     virtual devices::IrqSink* irq_sink() noexcept = 0;
     virtual devices::MsiSink* msi_sink() noexcept = 0;
+    // The backend's own PIT stops driving GSI 0 while the guest's HPET does (HPET 1.0a, 2.3.5 LEG_RT_CNF).
+    virtual Result<void> set_hpet_legacy_routing(bool) { return {}; }
+    // Null where the backend has none.
+    virtual EventChannels* event_channels() noexcept { return nullptr; }
+    virtual DirtyLog* dirty_log() noexcept { return nullptr; }
+
+    // With all vCPUs stopped: the backend's own devices (interrupt controllers and PIT where kernel_irqchip is true).
+    virtual Result<void> reset() { return {}; }
+    virtual Result<ByteVector> save() { return ByteVector{}; }
+    // All vCPUs' set_state() comes after, none has run yet.
+    virtual Result<void> restore(Bytes) { return {}; }
 
     // Guest TSC ticks a second, constant for the life of the partition.
     virtual uint64_t tsc_hz() const noexcept = 0;

@@ -53,6 +53,23 @@ struct MsrValue {
 
 enum class CpuActivity : uint8_t { Running, Halted, WaitingForSipi };
 
+// An event whose delivery had begun when the vCPU stopped, and that set_state delivers next.
+struct PendingEvent {
+    enum class Kind : uint8_t { None, Interrupt, SoftwareInterrupt, Exception };
+    Kind kind = Kind::None;
+    uint8_t vector = 0;
+    bool has_error_code = false;
+    uint32_t error_code = 0;
+
+    template <class V>
+    void fields(V& v) {
+        v.field(1, kind);
+        v.field(2, vector);
+        v.field(3, has_error_code);
+        v.field(4, error_code);
+    }
+};
+
 struct CpuState {
     std::array<uint64_t, 16> gpr{};  // in Gpr's order
     uint64_t rip = 0xFFF0;
@@ -82,6 +99,12 @@ struct CpuState {
     bool interrupt_shadow = false;  // after STI or MOV SS
     bool nmi_blocked = false;
     bool nmi_pending = false;
+    PendingEvent pending_event;
+
+    // XSAVE area from byte 512 on, standard format: header, then AVX and later components. Empty: all initial.
+    std::vector<std::byte> xsave_extended;
+    // Registers of a local APIC that the backend holds: the first KiB of its page (SDM vol. 3, table 11-1). Else empty.
+    std::vector<std::byte> local_apic;
 
     template <class V>
     void fields(V& v) {
@@ -109,6 +132,9 @@ struct CpuState {
         v.field(22, interrupt_shadow);
         v.field(23, nmi_blocked);
         v.field(24, nmi_pending);
+        v.field(25, pending_event);
+        v.field(26, xsave_extended);
+        v.field(27, local_apic);
     }
 
     Segment& segment(SegmentName name) { return segments[static_cast<size_t>(name)]; }

@@ -1,0 +1,91 @@
+#include "vmm/accel/kvm/vcpu.hpp"
+
+#include <cerrno>
+#include <csignal>
+#include <sys/mman.h>
+#include <utility>
+
+#include "vmm/accel/kvm/msrs.hpp"
+
+namespace coffer::vmm::kvm {
+
+Result<RunArea> RunArea::map(Handle const& vcpu, size_t size) {
+    void* area = ::mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_SHARED, vcpu.fd(), 0);
+    if (area == MAP_FAILED) return errno_error(errno, "cannot map a vCPU's run area");
+    return RunArea(static_cast<kvm_run*>(area), size);
+}
+
+RunArea::RunArea(RunArea&& other) noexcept : m_run(std::exchange(other.m_run, nullptr)), m_size(other.m_size) {}
+
+RunArea::~RunArea() {
+    if (m_run) ::munmap(m_run, m_size);
+}
+
+MutBytes RunArea::bytes(uint64_t offset, size_t size) const {
+    COFFER_ASSERT(offset <= m_size && size <= m_size - offset);
+    // SAFETY: within the mapping, checked above.
+    return {reinterpret_cast<std::byte*>(m_run) + offset, size};
+}
+
+int kick_signal() noexcept {
+    return SIGRTMIN + 4;
+}
+
+Result<void> install_kick_signal() {
+    struct sigaction action {};
+    action.sa_handler = [](int) {};
+    ::sigemptyset(&action.sa_mask); // no SA_RESTART: KVM_RUN must return
+    if (::sigaction(kick_signal(), &action, nullptr) != 0) return errno_error(errno, "cannot install the kick signal");
+    return {};
+}
+
+KvmVcpu::KvmVcpu(Handle vcpu, unsigned index, RunArea run, StateLayout layout, MemorySlots& memory, GuestIo& io)
+    : m_vcpu(std::move(vcpu)), m_index(index), m_run(std::move(run)), m_layout(std::move(layout)), m_memory(memory),
+      m_io(io) {}
+
+Result<std::unique_ptr<KvmVcpu>> KvmVcpu::create(Handle vcpu, unsigned index, size_t run_area_size, StateLayout layout,
+                                                 MemorySlots& memory, GuestIo& io) {
+    auto run = TRY(RunArea::map(vcpu, run_area_size));
+    std::unique_ptr<KvmVcpu> self(new KvmVcpu(std::move(vcpu), index, std::move(run), std::move(layout), memory, io));
+    self->m_power_on = TRY(read_state(self->m_vcpu, self->m_layout));
+    auto const architectural = reset_cpu_state();
+    auto& power_on = self->m_power_on;
+    uint64_t signature = power_on.gpr[static_cast<size_t>(Gpr::Rdx)]; // KVM's reset put CPUID 1.EAX there
+    auto msrs = std::move(power_on.msrs);
+    auto local_apic = std::move(power_on.local_apic);
+    auto activity = power_on.activity;
+    power_on = architectural;
+    power_on.gpr[static_cast<size_t>(Gpr::Rdx)] = signature;
+    power_on.msrs = std::move(msrs);
+    power_on.local_apic = std::move(local_apic);
+    power_on.activity = activity;
+    // KVM takes writes of several vCPUs' TSCs for attempts to synchronise them: it runs on over a reset.
+    std::erase_if(power_on.msrs, [](auto const& value) { return value.index == msr::IA32_TSC; });
+    return self;
+}
+
+void KvmVcpu::kick() noexcept {
+    // run() clears immediate_exit before it looks at m_kicked: whichever order the two threads take, one is seen.
+    m_kicked.store(true);
+    m_run.set_immediate_exit(true);
+    if (pid_t thread = m_thread.load(); thread != 0) ::tgkill(::getpid(), thread, kick_signal());
+}
+
+bool KvmVcpu::take_kick() noexcept {
+    m_run.set_immediate_exit(false);
+    return m_kicked.exchange(false);
+}
+
+Result<CpuState> KvmVcpu::get_state() {
+    return read_state(m_vcpu, m_layout);
+}
+
+Result<void> KvmVcpu::set_state(CpuState const& state) {
+    return write_state(m_vcpu, m_layout, state);
+}
+
+Result<void> KvmVcpu::reset() {
+    return write_state(m_vcpu, m_layout, m_power_on);
+}
+
+} // namespace coffer::vmm::kvm
