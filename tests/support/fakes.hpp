@@ -6,6 +6,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <mutex>
 #include <utility>
 #include <vector>
 
@@ -23,7 +24,10 @@ public:
     std::unique_ptr<devices::Timer> make_timer(std::function<void()> callback) override {
         return std::make_unique<ManualTimer>(*this, std::move(callback));
     }
-    void post(std::function<void()> task) override { m_tasks.push_back(std::move(task)); }
+    void post(std::function<void()> task) override {
+        std::lock_guard lock(m_tasks_mutex);
+        m_tasks.push_back(std::move(task));
+    }
     void watch_readable(int fd, std::function<void()> callback) override { m_watches[fd] = std::move(callback); }
     void unwatch(int fd) override { m_watches.erase(fd); }
 
@@ -42,8 +46,13 @@ public:
         run_tasks();
     }
     void run_tasks() {
-        while (!m_tasks.empty()) {
-            auto tasks = std::exchange(m_tasks, {});
+        for (;;) {
+            std::vector<std::function<void()>> tasks;
+            {
+                std::lock_guard lock(m_tasks_mutex);
+                tasks.swap(m_tasks);
+            }
+            if (tasks.empty()) return;
             for (auto& task : tasks) task();
         }
     }
@@ -74,6 +83,7 @@ private:
 
     Nanoseconds m_now = 0;
     std::vector<ManualTimer*> m_timers;
+    std::mutex m_tasks_mutex;
     std::vector<std::function<void()>> m_tasks;
     std::map<int, std::function<void()>> m_watches;
 };
