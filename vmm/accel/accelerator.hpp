@@ -113,6 +113,13 @@ public:
     virtual Result<std::vector<uint64_t>> harvest(GuestPhysAddr gpa) = 0;
 };
 
+struct CpuidRegisters {
+    uint32_t eax = 0;
+    uint32_t ebx = 0;
+    uint32_t ecx = 0;
+    uint32_t edx = 0;
+};
+
 class Partition {
 public:
     virtual ~Partition() = default;
@@ -150,6 +157,8 @@ public:
     virtual uint64_t tsc_hz() const noexcept = 0;
     // The guest's TSC now, as RDTSC on vCPU 0 would give it. Any thread.
     virtual uint64_t guest_tsc() const noexcept = 0;
+    // What CPUID shows the guest on vCPU 0; zeroes for a leaf that is not there.
+    virtual CpuidRegisters guest_cpuid(uint32_t leaf, uint32_t subleaf) const noexcept = 0;
     // Bits of guest-physical address (CPUID 0x80000008), for the firmware's PCI windows.
     virtual unsigned physical_address_bits() const noexcept = 0;
 };

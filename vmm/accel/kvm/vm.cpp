@@ -140,7 +140,9 @@ Result<void> KvmPartition::create_vcpus() {
         CpuidPolicy policy{.vcpus = m_config.vcpus,
                            .tsc_deadline = m_system.extension(KVM_CAP_TSC_DEADLINE_TIMER) > 0,
                            .tsc_khz = m_tsc_khz};
-        TRY(set_up_vcpu(vcpu, guest_cpuid(supported, policy, index)));
+        auto leaves = kvm::guest_cpuid(supported, policy, index);
+        TRY(set_up_vcpu(vcpu, leaves));
+        if (index == 0) m_cpuid = std::move(leaves);
         m_vcpus.push_back(std::move(vcpu));
     }
     constexpr uint32_t k_tsc[] = {msr::IA32_TSC};
@@ -243,6 +245,11 @@ Result<void> KvmPartition::restore(Bytes bytes) {
     clock.clock = state.clock_ns;
     TRY(m_vm.call(COFFER_KVM(KVM_SET_CLOCK), &clock));
     return {};
+}
+
+CpuidRegisters KvmPartition::guest_cpuid(uint32_t leaf, uint32_t subleaf) const noexcept {
+    auto const* entry = find_leaf(m_cpuid, leaf, subleaf);
+    return entry ? CpuidRegisters{entry->eax, entry->ebx, entry->ecx, entry->edx} : CpuidRegisters{};
 }
 
 uint64_t KvmPartition::guest_tsc() const noexcept {

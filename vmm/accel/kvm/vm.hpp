@@ -32,6 +32,7 @@ public:
     Result<void> restore(Bytes state) override;
     uint64_t tsc_hz() const noexcept override { return uint64_t{m_tsc_khz} * 1000; }
     uint64_t guest_tsc() const noexcept override;
+    CpuidRegisters guest_cpuid(uint32_t leaf, uint32_t subleaf) const noexcept override;
     unsigned physical_address_bits() const noexcept override { return m_physical_address_bits; }
 
 private:
@@ -57,6 +58,7 @@ private:
     std::unique_ptr<MemorySlots> m_memory;
     std::unique_ptr<IrqRouting> m_interrupts;
     std::vector<Handle> m_vcpus; // handed out by create_vcpu()
+    std::vector<kvm_cpuid_entry2> m_cpuid; // vCPU 0's
     uint32_t m_tsc_khz = 0;
     int64_t m_tsc_offset = 0; // guest TSC - host TSC
     unsigned m_physical_address_bits = 36;
