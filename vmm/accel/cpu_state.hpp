@@ -53,9 +53,10 @@ struct MsrValue {
 
 enum class CpuActivity : uint8_t { Running, Halted, WaitingForSipi };
 
-// An event whose delivery had begun when the vCPU stopped, and that set_state delivers next.
+// An event whose delivery had begun when the vCPU stopped, and that set_state delivers next. Software interrupts are not
+// among them: RIP is still at the INT instruction.
 struct PendingEvent {
-    enum class Kind : uint8_t { None, Interrupt, SoftwareInterrupt, Exception };
+    enum class Kind : uint8_t { None, Interrupt, Exception };
     Kind kind = Kind::None;
     uint8_t vector = 0;
     bool has_error_code = false;

@@ -38,9 +38,7 @@ Result<void> read_xsave(Handle const& vcpu, size_t size, CpuState& state) {
 Result<void> write_xsave(Handle const& vcpu, size_t size, CpuState const& state) {
     std::vector<std::byte> area(std::max(size, sizeof(kvm_xsave)));
     std::memcpy(area.data(), state.fxsave.data(), k_legacy_xsave);
-    if (state.xsave_extended.empty()) {
-        store_le<uint64_t>(area, k_legacy_xsave, k_xfeature_x87_sse);
-    } else {
+    if (!state.xsave_extended.empty()) {
         if (state.xsave_extended.size() < k_xsave_header ||
             (state.xsave_extended.size() > area.size() - k_legacy_xsave &&
              std::any_of(state.xsave_extended.begin() + static_cast<ptrdiff_t>(area.size() - k_legacy_xsave),
@@ -51,6 +49,8 @@ Result<void> write_xsave(Handle const& vcpu, size_t size, CpuState const& state)
         size_t length = std::min(state.xsave_extended.size(), area.size() - k_legacy_xsave);
         std::memcpy(area.data() + k_legacy_xsave, state.xsave_extended.data(), length);
     }
+    // XSTATE_BV: a clear bit would let KVM take the initial value instead of what fxsave says.
+    store_le<uint64_t>(area, k_legacy_xsave, load_le<uint64_t>(area, k_legacy_xsave) | k_xfeature_x87_sse);
     TRY(vcpu.call(COFFER_KVM(KVM_SET_XSAVE), area.data()));
     return {};
 }
@@ -64,8 +64,7 @@ void read_events(kvm_vcpu_events const& events, CpuState& state) {
         pending = {PendingEvent::Kind::Exception, events.exception.nr, events.exception.has_error_code != 0,
                    events.exception.error_code};
     else if (events.interrupt.injected)
-        pending = {events.interrupt.soft ? PendingEvent::Kind::SoftwareInterrupt : PendingEvent::Kind::Interrupt,
-                   events.interrupt.nr, false, 0};
+        pending = {PendingEvent::Kind::Interrupt, events.interrupt.nr, false, 0};
 }
 
 kvm_vcpu_events to_events(CpuState const& state) {
@@ -84,10 +83,8 @@ kvm_vcpu_events to_events(CpuState const& state) {
         events.exception.error_code = pending.error_code;
         break;
     case PendingEvent::Kind::Interrupt:
-    case PendingEvent::Kind::SoftwareInterrupt:
         events.interrupt.injected = 1;
         events.interrupt.nr = pending.vector;
-        events.interrupt.soft = pending.kind == PendingEvent::Kind::SoftwareInterrupt;
         break;
     }
     return events;
