@@ -27,6 +27,10 @@ public:
     virtual Result<void> write(uint64_t offset, Bytes from) = 0;
     // After success all earlier writes are durable.
     virtual Result<void> flush() = 0;
+    // By default writes zeroes, a piece at a time.
+    virtual Result<void> write_zeroes(uint64_t offset, uint64_t size);
+    // The guest no longer needs this content; afterwards it reads as before or as zeroes. By default does nothing.
+    virtual Result<void> discard(uint64_t offset, uint64_t size);
 };
 
 // What the guest asks of the machine as a whole, by ACPI, the reset register, the keyboard controller or port 0xCF9.
@@ -46,4 +50,4 @@ public:
     virtual Result<void> commit(Bytes content) = 0;
 };
 
-}  // namespace coffer::devices
+} // namespace coffer::devices
