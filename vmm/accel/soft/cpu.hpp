@@ -44,10 +44,14 @@ struct TlbEntry {
     uint64_t read_tag;
     uint64_t write_tag;
     uint64_t host;   // address of the host page
-    uint64_t flags;  // bit 0: global
+    uint64_t flags;  // k_tlb_*
 };
 constexpr size_t k_tlb_entries = 1024;
 constexpr uint64_t k_tlb_global = 1;
+constexpr uint64_t k_tlb_listed = 2;  // stands in TlbBook::non_global
+constexpr uint64_t k_tlb_user = 4;
+constexpr uint64_t k_tlb_large = 8;   // piece of a 2 MiB page
+constexpr uint64_t k_tlb_huge = 16;   // piece of a 4 MiB or 1 GiB page
 
 // Non-canonical, and differing in the index bits from every address that looks up entry `index`.
 constexpr uint64_t invalid_tag(size_t index) noexcept {
@@ -60,6 +64,20 @@ constexpr size_t tlb_index(uint64_t linear) noexcept { return (linear >> 12) & (
 // set and EFLAGS.AC is clear, and STAC/CLAC/POPF that change AC flush set 0's user pages.
 struct TlbSet {
     std::array<TlbEntry, k_tlb_entries> entries;
+};
+
+constexpr size_t large_region_hash(uint64_t linear) noexcept { return (linear >> 21 ^ linear >> 31) & 1023; }
+
+// What system/ remembers about the cached entries, so that the flushes that kernels do often stay cheap: CR3 loads clear
+// the listed non-global entries, CLAC under SMAP the listed user pages of set 0, and INVLPG looks for the other pieces
+// of a large page only where one of its region was cached.
+struct TlbBook {
+    std::array<std::array<uint16_t, k_tlb_entries>, 2> non_global{};
+    std::array<uint32_t, 2> non_global_count{};
+    std::array<uint16_t, 64> user_in_supervisor{};
+    uint32_t user_in_supervisor_count = 0;      // above the array's size: look at all entries
+    std::array<uint64_t, 16> large_regions{};   // a bit for each hash of linear >> 21
+    bool huge_pages = false;                    // pages of 4 MiB or 1 GiB are cached
 };
 
 // ---- Faults --------------------------------------------------------------------------------------------------------
@@ -133,6 +151,7 @@ struct alignas(64) Cpu {
     uint32_t reserved = 0;
     alignas(64) std::array<uint8_t, 512> fxsave{};
     alignas(64) std::array<TlbSet, 2> tlb{};
+    TlbBook tlb_book{};
 
     // -- architectural, for C++ --
     std::array<Segment, 6> segments{};
@@ -200,6 +219,8 @@ Step execute_system(Cpu& cpu, Insn const& insn) noexcept;
 Step deliver_fault(Cpu& cpu) noexcept;
 Step deliver_interrupt(Cpu& cpu, uint8_t vector) noexcept;
 Step deliver_nmi(Cpu& cpu) noexcept;
+// The trap behind an instruction that ran with RFLAGS.TF set at its start: DR6.BS and #DB; Cpu::rip is behind it.
+Step deliver_single_step(Cpu& cpu) noexcept;
 
 // Guest-linear accesses of 1 to 64 bytes with all checks of the current CPL: may cross pages, reach MMIO or a page
 // with code. False: Cpu::fault says why, and nothing was written. Slow calls.
