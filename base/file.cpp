@@ -89,4 +89,26 @@ Result<void> sync_folder(std::filesystem::path const& folder) {
     return {};
 }
 
-}  // namespace coffer
+Result<void> make_folders(std::filesystem::path const& folder) {
+    if (::mkdir(folder.c_str(), 0700) == 0)
+        return sync_folder(folder.has_parent_path() ? folder.parent_path() : std::filesystem::path("."));
+    if (errno == EEXIST) {
+        struct stat info {};
+        if (::stat(folder.c_str(), &info) == 0 && S_ISDIR(info.st_mode)) return {};
+        return make_error(ErrorCode::AlreadyExists, "{} is in the way: it is not a folder", folder.native());
+    }
+    if (errno != ENOENT || !folder.has_parent_path() || folder.parent_path() == folder)
+        return errno_error(errno, fmt::format("cannot make folder {}", folder.native()));
+    TRY(make_folders(folder.parent_path()));
+    return make_folders(folder);
+}
+
+Result<void> remove_file(std::filesystem::path const& path) {
+    if (::unlink(path.c_str()) != 0) {
+        if (errno == ENOENT) return {};
+        return errno_error(errno, fmt::format("cannot remove {}", path.native()));
+    }
+    return sync_folder(path.has_parent_path() ? path.parent_path() : std::filesystem::path("."));
+}
+
+} // namespace coffer

@@ -56,4 +56,10 @@ Result<void> replace_file(std::filesystem::path const& path, Bytes content, mode
 // fsync of a folder, after a create, rename or unlink in it.
 Result<void> sync_folder(std::filesystem::path const& folder);
 
-}  // namespace coffer
+// The folder and those above it that are missing, with mode 0700 and durable. No error where it exists.
+Result<void> make_folders(std::filesystem::path const& folder);
+
+// unlink(2), durable; no error where there is no such file.
+Result<void> remove_file(std::filesystem::path const& path);
+
+} // namespace coffer

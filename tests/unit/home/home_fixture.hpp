@@ -1,0 +1,117 @@
+// A home in a folder of its own, opened with a bundle key that the test keeps instead of a provider.
+#pragma once
+
+#include <map>
+
+#include <fcntl.h>
+#include <gtest/gtest.h>
+#include <unistd.h>
+
+#include "base/file.hpp"
+#include "crypto/random.hpp"
+#include "tests/support/temp_folder.hpp"
+#include "vmm/home/home_admin.hpp"
+#include "vmm/home/home_open.hpp"
+
+namespace coffer::vmm::tests {
+
+inline ByteVector bytes_of(std::string_view text) {
+    auto bytes = as_bytes(text);
+    return {bytes.begin(), bytes.end()};
+}
+
+inline crypto::BundleKey copy_of(crypto::BundleKey const& key) {
+    return std::move(*crypto::BundleKey::adopt(crypto::SecretBytes::copy_of(key.expose())));
+}
+
+inline VmConfig make_config(std::string name, TpmKind tpm = TpmKind::Crb) {
+    VmConfig config;
+    config.name = std::move(name);
+    config.uuid = *crypto::random_uuid();
+    config.memory = uint64_t{512} << 20;
+    config.cpus = 2;
+    config.disks = {{"/var/lib/disks/secret-disk-name.img", false}};
+    config.tpm = tpm;
+    config.firmware_code = "/usr/share/OVMF/OVMF_CODE_4M.fd";
+    config.firmware_variables = "/usr/share/OVMF/OVMF_VARS_4M.fd";
+    return config;
+}
+
+class Host {
+public:
+    explicit Host(std::filesystem::path const& base) { m_root = {base / "root", base / "state"}; }
+
+    HomeLocation location(std::string name) const { return {m_root, std::move(name)}; }
+    HomeRoot const& root() const { return m_root; }
+
+    Result<void> create(VmConfig const& config, Bytes nvram) {
+        HomeSeal seal{
+            *crypto::random_uuid(), *KeyId::parse("1/some-key"), {bytes_of("wrapped bundle key")}, copy_of(m_key)};
+        return create_home(location(config.name), config, nvram, std::move(seal));
+    }
+    Result<std::unique_ptr<HomeSession>> open(std::string const& name, HomeAccess access = HomeAccess::Writer) const {
+        return open_home(location(name), access,
+                         [&](BundleHeader const&) -> Result<crypto::BundleKey> { return copy_of(m_key); });
+    }
+    crypto::BundleKey const& key() const { return m_key; }
+
+private:
+    HomeRoot m_root;
+    crypto::BundleKey m_key = *crypto::BundleKey::random();
+};
+
+class HomeTest : public testing::Test {
+protected:
+    // A VM "vm" with NVRAM of two and a half units and some TPM state.
+    void SetUp() override {
+        ASSERT_TRUE(m_host.create(m_config, m_nvram));
+        auto home = m_host.open("vm");
+        ASSERT_TRUE(home) << home.error().message();
+        ASSERT_TRUE((*home)->commit(HomeFile::Tpm, m_tpm));
+    }
+
+    std::filesystem::path file(std::string_view name) const { return m_host.location("vm").folder() / name; }
+    std::filesystem::path record() const { return m_host.location("vm").host_record(); }
+
+    static ByteVector content(std::filesystem::path const& path) {
+        auto bytes = read_file(path, size_t{1} << 30);
+        EXPECT_TRUE(bytes);
+        return bytes ? *bytes : ByteVector();
+    }
+    static void put(std::filesystem::path const& path, Bytes bytes) {
+        auto fd = open_file(path, O_WRONLY | O_CREAT | O_TRUNC);
+        ASSERT_TRUE(fd);
+        ASSERT_TRUE(pwrite_all(fd->get(), bytes, 0, path));
+    }
+
+    // The home does not open, for want of integrity; the message names the file, and no file of the home is written.
+    void expect_refused(std::filesystem::path const& named) {
+        auto before = snapshot();
+        auto home = m_host.open("vm");
+        ASSERT_FALSE(home) << "opened, though " << named << " is not what it was";
+        EXPECT_EQ(home.error().code(), ErrorCode::Integrity) << home.error().message();
+        EXPECT_NE(home.error().message().find(named.native()), std::string::npos) << home.error().message();
+        EXPECT_EQ(snapshot(), before);
+    }
+    void expect_opens() {
+        auto home = m_host.open("vm");
+        ASSERT_TRUE(home) << home.error().message();
+        EXPECT_EQ((*home)->config(), m_config);
+    }
+    // Every file of home and host record but the lock.
+    std::map<std::string, ByteVector> snapshot() const {
+        std::map<std::string, ByteVector> files;
+        for (auto const& entry : std::filesystem::recursive_directory_iterator(m_folder.path()))
+            if (entry.is_regular_file() && entry.path().filename() != "lock")
+                files[entry.path()] = content(entry.path());
+        return files;
+    }
+
+    coffer::tests::TempFolder m_folder;
+    Host m_host{m_folder.path()};
+    VmConfig m_config = make_config("vm");
+    ByteVector m_nvram = ByteVector(10'000, std::byte{0x5A});
+    ByteVector m_tpm = bytes_of("TPM state: a planted secret");
+};
+
+} // namespace coffer::vmm::tests

@@ -1,0 +1,223 @@
+#include "vmm/home/data_file.hpp"
+
+#include <algorithm>
+#include <optional>
+
+#include "crypto/kdf.hpp"
+#include "vmm/home/home_errors.hpp"
+
+namespace coffer::vmm {
+
+namespace {
+
+namespace spec = home_spec::data;
+using crypto::Digest;
+
+constexpr uint64_t units_for(uint64_t content_size) noexcept {
+    return (content_size + spec::k_unit_size - 1) / spec::k_unit_size;
+}
+
+constexpr uint64_t file_size_for(uint64_t content_size) noexcept {
+    return spec::k_header_size + units_for(content_size) * (spec::k_unit_size + spec::k_tag_size);
+}
+
+Uuid load_uuid(Bytes from, size_t offset) {
+    Uuid::Storage bytes;
+    std::memcpy(bytes.data(), from.subspan(offset, bytes.size()).data(), bytes.size());
+    return Uuid(bytes);
+}
+
+void store_bytes(MutBytes to, size_t offset, Bytes from) {
+    COFFER_ASSERT(offset <= to.size() && to.size() - offset >= from.size());
+    if (!from.empty()) std::memcpy(to.data() + offset, from.data(), from.size());
+}
+
+bool all_zero(Bytes bytes) noexcept {
+    return std::all_of(bytes.begin(), bytes.end(), [](std::byte b) { return b == std::byte{0}; });
+}
+
+// A file's own keys at work: the cipher of its units and the MAC of units, tags and header. Without a DEK there is no
+// cipher, and plain SHA-256 stands where the MAC would, which finds damage and proves nothing.
+class FileSeal {
+public:
+    static Result<FileSeal> create(crypto::DataEncryptionKey const* dek, Uuid const& file) {
+        FileSeal seal;
+        if (dek) {
+            auto cipher_key = TRY(crypto::derive_key<crypto::XtsKey>(dek->expose(), file.bytes(), spec::k_cipher_info));
+            auto mac_key = TRY(crypto::derive_key<crypto::MacKey>(dek->expose(), file.bytes(), spec::k_mac_info));
+            seal.m_cipher = TRY(crypto::XtsCipher::create(cipher_key));
+            seal.m_mac = TRY(crypto::HmacSha256::create(mac_key));
+        }
+        return seal;
+    }
+
+    Result<void> encrypt(uint64_t unit, Bytes from, MutBytes to) {
+        if (m_cipher) return m_cipher->encrypt_unit(unit, from, to);
+        std::memcpy(to.data(), from.data(), to.size());
+        return {};
+    }
+    Result<void> decrypt(uint64_t unit, Bytes from, MutBytes to) {
+        if (m_cipher) return m_cipher->decrypt_unit(unit, from, to);
+        std::memcpy(to.data(), from.data(), to.size());
+        return {};
+    }
+
+    Result<Digest> unit_tag(DataFileHeader const& header, uint64_t unit, Bytes ciphertext) {
+        std::array<std::byte, 16> position{};
+        store_le<uint64_t>(position, 0, header.generation);
+        store_le<uint64_t>(position, 8, unit);
+        return tag(spec::MacDomain::Unit, header.file.bytes(), position, ciphertext);
+    }
+    Result<Digest> root(Bytes tags) { return tag(spec::MacDomain::Root, tags); }
+    Result<Digest> header_mac(Bytes header) { return tag(spec::MacDomain::Header, header.first(spec::k_mac_value_at)); }
+
+private:
+    FileSeal() = default;
+
+    template <class... Parts>
+    Result<Digest> tag(spec::MacDomain domain, Parts const&... parts) {
+        auto byte = static_cast<std::byte>(domain);
+        if (m_mac) return m_mac->compute({object_bytes(byte), Bytes(parts)...});
+        return crypto::sha256({object_bytes(byte), Bytes(parts)...});
+    }
+
+    std::optional<crypto::XtsCipher> m_cipher;
+    std::optional<crypto::HmacSha256> m_mac;
+};
+
+void write_header(MutBytes to, DataFileHeader const& header, Digest const& root) {
+    auto mac = header.cipher == spec::Cipher::None ? spec::Mac::Sha256 : spec::Mac::HmacSha256;
+    store_bytes(to, 0, spec::k_magic);
+    store_le<uint32_t>(to, spec::k_version_at, home_spec::k_version);
+    store_le<uint32_t>(to, spec::k_header_size_at, spec::k_header_size);
+    store_le<uint8_t>(to, spec::k_layout_at, static_cast<uint8_t>(spec::Layout::WholeRewrite));
+    store_le<uint8_t>(to, spec::k_cipher_at, static_cast<uint8_t>(header.cipher));
+    store_le<uint8_t>(to, spec::k_mac_at, static_cast<uint8_t>(mac));
+    store_le<uint32_t>(to, spec::k_unit_size_at, spec::k_unit_size);
+    store_le<uint64_t>(to, spec::k_content_size_at, header.content_size);
+    store_le<uint64_t>(to, spec::k_generation_at, header.generation);
+    store_le<uint32_t>(to, spec::k_epoch_at, header.epoch);
+    store_bytes(to, spec::k_file_uuid_at, header.file.bytes());
+    store_bytes(to, spec::k_vm_uuid_at, header.vm.bytes());
+    store_le<uint64_t>(to, spec::k_unit_count_at, units_for(header.content_size));
+    store_le<uint64_t>(to, spec::k_written_at, static_cast<uint64_t>(header.written));
+    store_bytes(to, spec::k_root_at, root);
+    store_le<uint8_t>(to, spec::k_name_size_at, static_cast<uint8_t>(header.name.size()));
+    store_bytes(to, spec::k_name_at, as_bytes(header.name));
+}
+
+} // namespace
+
+Result<DataFileHeader> parse_data_header(Bytes file, std::filesystem::path const& path) {
+    if (file.size() < spec::k_header_size) return damaged(path, "the file is shorter than its header");
+    if (!std::equal(spec::k_magic.begin(), spec::k_magic.end(), file.begin()))
+        return damaged(path, "the file does not begin as a file of a home does");
+    if (auto version = load_le<uint32_t>(file, spec::k_version_at); version != home_spec::k_version)
+        return make_error(ErrorCode::Integrity,
+                          "{}: the file says that it has format version {}, and this coffer knows version {}: it was "
+                          "changed, or a newer coffer wrote it. Nothing was overwritten",
+                          path.native(), version, home_spec::k_version);
+    auto layout = load_le<uint8_t>(file, spec::k_layout_at);
+    auto cipher = load_le<uint8_t>(file, spec::k_cipher_at);
+    auto mac = load_le<uint8_t>(file, spec::k_mac_at);
+    bool known_kind =
+        cipher == static_cast<uint8_t>(spec::Cipher::XtsAes256)
+            ? mac == static_cast<uint8_t>(spec::Mac::HmacSha256)
+            : cipher == static_cast<uint8_t>(spec::Cipher::None) && mac == static_cast<uint8_t>(spec::Mac::Sha256);
+    DataFileHeader header;
+    header.cipher = static_cast<spec::Cipher>(cipher);
+    header.content_size = load_le<uint64_t>(file, spec::k_content_size_at);
+    auto name_size = load_le<uint8_t>(file, spec::k_name_size_at);
+    if (load_le<uint32_t>(file, spec::k_header_size_at) != spec::k_header_size ||
+        layout != static_cast<uint8_t>(spec::Layout::WholeRewrite) || !known_kind ||
+        load_le<uint32_t>(file, spec::k_unit_size_at) != spec::k_unit_size ||
+        header.content_size > spec::k_max_content ||
+        load_le<uint64_t>(file, spec::k_unit_count_at) != units_for(header.content_size) ||
+        name_size > home_spec::k_max_file_name)
+        return damaged(path, "the file's header is malformed");
+    header.generation = load_le<uint64_t>(file, spec::k_generation_at);
+    header.epoch = load_le<uint32_t>(file, spec::k_epoch_at);
+    header.file = load_uuid(file, spec::k_file_uuid_at);
+    header.vm = load_uuid(file, spec::k_vm_uuid_at);
+    header.written = static_cast<int64_t>(load_le<uint64_t>(file, spec::k_written_at));
+    for (std::byte b : file.subspan(spec::k_name_at, name_size)) header.name += static_cast<char>(b);
+    return header;
+}
+
+Result<ByteVector> seal_data_file(DataFileHeader header, crypto::DataEncryptionKey const* dek, Bytes content) {
+    COFFER_ASSERT(!header.name.empty() && header.name.size() <= home_spec::k_max_file_name);
+    if (content.size() > spec::k_max_content)
+        return make_error(ErrorCode::InvalidArgument, "file {} of a home cannot hold {} bytes; at most {} fit",
+                          header.name, content.size(), spec::k_max_content);
+    header.content_size = content.size();
+    header.cipher = dek ? spec::Cipher::XtsAes256 : spec::Cipher::None;
+    auto seal = TRY(FileSeal::create(dek, header.file));
+
+    ByteVector file(file_size_for(content.size()));
+    uint64_t const unit_count = units_for(content.size());
+    MutBytes const units = MutBytes(file).subspan(spec::k_header_size, unit_count * spec::k_unit_size);
+    MutBytes const tags = MutBytes(file).last(unit_count * spec::k_tag_size);
+    for (uint64_t unit = 0; unit < unit_count; ++unit) {
+        Bytes plain = content.subspan(unit * spec::k_unit_size);
+        std::array<std::byte, spec::k_unit_size> padded{}; // the last unit is filled up with zeros
+        if (plain.size() < spec::k_unit_size) {
+            store_bytes(padded, 0, plain);
+            plain = padded;
+        }
+        MutBytes const ciphertext = units.subspan(unit * spec::k_unit_size, spec::k_unit_size);
+        auto encrypted = seal.encrypt(unit, plain.first(spec::k_unit_size), ciphertext);
+        crypto::wipe_bytes(padded);
+        TRY(std::move(encrypted));
+        store_bytes(tags, unit * spec::k_tag_size, TRY(seal.unit_tag(header, unit, ciphertext)));
+    }
+    MutBytes const head = MutBytes(file).first(spec::k_header_size);
+    write_header(head, header, TRY(seal.root(tags)));
+    store_bytes(head, spec::k_mac_value_at, TRY(seal.header_mac(head)));
+    return file;
+}
+
+Result<OpenedDataFile> open_data_file(Bytes file, ExpectedFile const& expected, crypto::DataEncryptionKey const* dek,
+                                      std::filesystem::path const& path) {
+    OpenedDataFile opened;
+    opened.header = TRY(parse_data_header(file, path));
+    auto const& header = opened.header;
+    if ((header.cipher == spec::Cipher::None) != (dek == nullptr))
+        return damaged(path, dek ? "the file is not encrypted, as this home's files are"
+                                 : "the file is encrypted, but the home has no keys file");
+    if (file.size() != file_size_for(header.content_size))
+        return damaged(path, fmt::format("the file has {} bytes where {} are due", file.size(),
+                                         file_size_for(header.content_size)));
+
+    auto seal = TRY(FileSeal::create(dek, header.file));
+    Bytes const head = file.first(spec::k_header_size);
+    if (!crypto::equal_in_constant_time(TRY(seal.header_mac(head)),
+                                        head.subspan(spec::k_mac_value_at, spec::k_tag_size)))
+        return damaged(path, "the file's header fails authentication");
+    if (!all_zero(head.subspan(spec::k_reserved_at, spec::k_mac_value_at - spec::k_reserved_at)))
+        return damaged(path, "the file's header is malformed");
+    if (header.vm != expected.vm)
+        return damaged(path, fmt::format("the file belongs to another VM ({})", header.vm.to_string()));
+    if (header.name != expected.name)
+        return damaged(path, fmt::format("the file is another file of the home ({})", header.name));
+
+    uint64_t const unit_count = units_for(header.content_size);
+    Bytes const units = file.subspan(spec::k_header_size, unit_count * spec::k_unit_size);
+    Bytes const tags = file.last(unit_count * spec::k_tag_size);
+    if (!crypto::equal_in_constant_time(TRY(seal.root(tags)), head.subspan(spec::k_root_at, spec::k_tag_size)))
+        return damaged(path, "the file's table of tags fails authentication");
+
+    opened.content.resize(unit_count * spec::k_unit_size);
+    for (uint64_t unit = 0; unit < unit_count; ++unit) {
+        Bytes const ciphertext = units.subspan(unit * spec::k_unit_size, spec::k_unit_size);
+        // Authenticate before decrypting.
+        if (!crypto::equal_in_constant_time(TRY(seal.unit_tag(header, unit, ciphertext)),
+                                            tags.subspan(unit * spec::k_tag_size, spec::k_tag_size)))
+            return damaged(path, fmt::format("data unit {} of the file fails authentication", unit));
+        TRY(seal.decrypt(unit, ciphertext,
+                         MutBytes(opened.content).subspan(unit * spec::k_unit_size, spec::k_unit_size)));
+    }
+    opened.content.resize(header.content_size);
+    return opened;
+}
+
+} // namespace coffer::vmm

@@ -1,0 +1,61 @@
+// Making, removing and looking at homes.
+#pragma once
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include <sys/types.h>
+
+#include "crypto/keys.hpp"
+#include "keyprovider/key_provider.hpp"
+#include "vmm/home/home_location.hpp"
+#include "vmm/home/vm_config.hpp"
+
+namespace coffer::vmm {
+
+// Under what a new home is encrypted: its bundle key, and that key wrapped by a provider.
+struct HomeSeal {
+    Uuid provider;
+    KeyId key_id;
+    WrappedKey wrapped;
+    crypto::BundleKey key;
+};
+
+// The home appears whole or not at all. No seal: an unencrypted home, which cannot have a TPM. AlreadyExists,
+// InvalidArgument, Io, NoSpace.
+Result<void> create_home(HomeLocation const& location, VmConfig const& config, Bytes nvram,
+                         std::optional<HomeSeal> seal);
+
+// Takes the home's lock (Busy while the VM runs), and needs no key. The host's record goes too.
+Result<void> remove_home(HomeLocation const& location);
+
+struct HomeFileSummary {
+    std::string name;
+    uint64_t content_size = 0; // bytes
+    uint64_t generation = 0;
+    int64_t written = 0; // seconds since 1970-01-01 UTC
+};
+
+// What a home shows without keys; none of it is authenticated.
+struct HomeSummary {
+    std::string name;
+    Uuid uuid;
+    bool encrypted = false;
+    Uuid provider;      // nil where not encrypted
+    std::string key_id; // empty where not encrypted
+    uint64_t sequence = 0;
+    std::vector<HomeFileSummary> files;
+    std::optional<pid_t> running; // the process that holds the lock
+};
+
+// Integrity where the home's files are malformed.
+Result<HomeSummary> summarize_home(HomeLocation const& location);
+
+// The process that holds the home's lock, as HomeLock::holder().
+Result<std::optional<pid_t>> home_user(HomeLocation const& location);
+
+// Names of the homes in a root, sorted; folders whose names cannot be VMs' names are left out.
+Result<std::vector<std::string>> list_homes(HomeRoot const& root);
+
+} // namespace coffer::vmm

@@ -1,0 +1,55 @@
+// What encrypted and unencrypted homes share. Private to vmm/home.
+#pragma once
+
+#include <array>
+#include <mutex>
+#include <optional>
+
+#include "vmm/home/data_file.hpp"
+#include "vmm/home/home_lock.hpp"
+#include "vmm/home/home_session.hpp"
+
+namespace coffer::vmm {
+
+constexpr std::array k_home_files = {HomeFile::Config, HomeFile::Nvram, HomeFile::Tpm};
+static_assert(k_home_files.size() == k_home_file_count);
+
+// A data file's bytes; nothing where it does not exist, Integrity where it is longer than any can be.
+Result<std::optional<ByteVector>> read_home_file(std::filesystem::path const& path);
+
+class HomeBase : public HomeSession {
+public:
+    HomeBase(HomeLocation location, std::optional<HomeLock> lock);
+
+    VmConfig const& config() const noexcept override { return m_config; }
+    bool first_seen() const noexcept override { return m_first_seen; }
+    devices::NvStore& store(HomeFile file) noexcept override { return m_stores[static_cast<size_t>(file)]; }
+
+protected:
+    std::filesystem::path path_of(HomeFile file) const { return m_location.folder() / file_name(file); }
+    // InvalidArgument in a session that was opened to read.
+    Result<void> check_writer() const;
+    // Decodes `config` and checks that it is the configuration of this VM under this name.
+    Result<VmConfig> decode_config(Bytes content, Uuid const& vm) const;
+
+    HomeLocation m_location;
+    std::optional<HomeLock> m_lock;
+    VmConfig m_config;
+    bool m_first_seen = false;
+    mutable std::mutex m_mutex;
+
+private:
+    class Store final : public devices::NvStore {
+    public:
+        Store(HomeBase& home, HomeFile file) : m_home(home), m_file(file) {}
+        Result<void> commit(Bytes content) override { return m_home.commit(m_file, content); }
+
+    private:
+        HomeBase& m_home;
+        HomeFile m_file;
+    };
+
+    std::array<Store, k_home_file_count> m_stores;
+};
+
+} // namespace coffer::vmm

@@ -1,0 +1,50 @@
+#include "vmm/home/home_open.hpp"
+
+#include "base/file.hpp"
+#include "vmm/home/encrypted_home.hpp"
+#include "vmm/home/home_errors.hpp"
+#include "vmm/home/plain_home.hpp"
+
+namespace coffer::vmm {
+
+namespace {
+
+constexpr size_t k_max_keys_file =
+    home_spec::keys::k_prefix_size + home_spec::keys::k_max_header + home_spec::keys::k_max_sealed;
+
+Result<std::unique_ptr<HomeSession>> open_once(HomeLocation const& location, HomeAccess access,
+                                               BundleOpener const& open_key) {
+    TRY(check_vm_name(location.name));
+    auto folder = location.folder();
+    if (!std::filesystem::is_directory(std::filesystem::symlink_status(folder)))
+        return make_error(ErrorCode::NotFound, "there is no VM '{}' in {}", location.name,
+                          location.root.vms().native());
+    std::optional<HomeLock> lock;
+    if (access == HomeAccess::Writer) lock = TRY(HomeLock::acquire(folder));
+    auto record = TRY(read_host_record(location.host_record()));
+    auto path = folder / home_spec::k_keys_file;
+    auto keys_file = read_file(path, k_max_keys_file);
+    if (keys_file) return EncryptedHome::open(location, std::move(lock), *keys_file, record, open_key);
+    if (keys_file.error().code() == ErrorCode::Corrupt || keys_file.error().code() == ErrorCode::InvalidArgument)
+        return damaged(path, "the file cannot be a keys file");
+    if (keys_file.error().code() != ErrorCode::NotFound) return std::move(keys_file).error();
+    if (record && record->encrypted)
+        return make_error(ErrorCode::Integrity,
+                          "{} is missing, and this host knows the home as encrypted. Nothing was overwritten; put back "
+                          "an intact copy of the whole home",
+                          path.native());
+    return PlainHome::open(location, std::move(lock), record);
+}
+
+} // namespace
+
+Result<std::unique_ptr<HomeSession>> open_home(HomeLocation const& location, HomeAccess access,
+                                               BundleOpener const& open_key) {
+    // A reader may come between two steps of a writer's commit, and then sees one file new and another old.
+    for (int attempts = access == HomeAccess::ReadOnly ? 3 : 1;; --attempts) {
+        auto home = open_once(location, access, open_key);
+        if (home || home.error().code() != ErrorCode::Integrity || attempts == 1) return home;
+    }
+}
+
+} // namespace coffer::vmm

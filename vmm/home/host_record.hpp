@@ -1,0 +1,29 @@
+// What this host knows of a home, kept outside of it: which VM it is and the sequence number of its newest `keys` file.
+// It catches a home that was rolled back as a whole, and one that was exchanged for another or for an unencrypted one.
+// It does not hold against someone who can write the host's state folder, or who rolls back the whole host.
+#pragma once
+
+#include <filesystem>
+#include <optional>
+
+#include "base/result.hpp"
+#include "base/uuid.hpp"
+
+namespace coffer::vmm {
+
+struct HostRecord {
+    Uuid vm;
+    bool encrypted = false;
+    uint64_t sequence = 0; // 0 in unencrypted homes
+
+    bool operator==(HostRecord const&) const = default;
+};
+
+// Nothing where the host has none. Integrity where it is damaged.
+Result<std::optional<HostRecord>> read_host_record(std::filesystem::path const& path);
+// Durable on success; makes the folder.
+Result<void> write_host_record(std::filesystem::path const& path, HostRecord const& record);
+// No error where there is none.
+Result<void> remove_host_record(std::filesystem::path const& path);
+
+} // namespace coffer::vmm

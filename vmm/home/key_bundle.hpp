@@ -1,0 +1,101 @@
+// The `keys` file as bytes: a header that anyone may read, and the data encryption keys and the manifest of files
+// sealed under the bundle key (docs/formats/home.md, "keys"). Pure functions of bytes; no file is touched.
+#pragma once
+
+#include <filesystem>
+#include <string>
+#include <vector>
+
+#include "base/bytes.hpp"
+#include "base/result.hpp"
+#include "base/uuid.hpp"
+#include "crypto/keys.hpp"
+#include "keyprovider/key_provider.hpp"
+#include "vmm/home/home_spec.hpp"
+
+namespace coffer::vmm {
+
+// Readable without keys; authenticated once the bundle key is at hand.
+struct BundleHeader {
+    uint64_t sequence = 0; // one more at every write of the file
+    Uuid vm;
+    std::string name;
+    Uuid provider;
+    std::string key_id;
+    ByteVector wrapped_key;
+    std::array<std::byte, home_spec::keys::k_salt_size> salt{};
+    int64_t written = 0; // seconds since 1970-01-01 UTC
+
+    template <class V>
+    void fields(V& v) {
+        v.required(1, sequence);
+        v.required(2, vm);
+        v.required(3, name);
+        v.required(4, provider);
+        v.required(5, key_id);
+        v.required(6, wrapped_key);
+        v.required(7, salt);
+        v.required(8, written);
+    }
+};
+
+// Which writing of a file is the current one.
+struct ManifestEntry {
+    std::string name;
+    uint64_t generation = 0;
+    Uuid file; // the file UUID of that writing
+
+    template <class V>
+    void fields(V& v) {
+        v.required(1, name);
+        v.required(2, generation);
+        v.required(3, file);
+    }
+    bool operator==(ManifestEntry const&) const = default;
+};
+
+struct Manifest {
+    uint32_t current_epoch = 1; // new writings use this epoch's key
+    std::vector<ManifestEntry> files;
+
+    template <class V>
+    void fields(V& v) {
+        v.required(1, current_epoch);
+        v.required(2, files);
+    }
+
+    ManifestEntry const* find(std::string_view name) const noexcept;
+    // Replaces the entry of that name, or adds it.
+    void set(ManifestEntry entry);
+};
+
+struct EpochKey {
+    uint32_t epoch = 0;
+    crypto::DataEncryptionKey key;
+};
+
+struct BundleContent {
+    std::vector<EpochKey> keys;
+    Manifest manifest;
+
+    crypto::DataEncryptionKey const* key_of(uint32_t epoch) const noexcept;
+};
+
+struct ParsedBundle {
+    BundleHeader header;
+    Bytes authenticated; // into the parsed bytes
+    Bytes sealed;
+};
+
+// The header, well-formed and undamaged, but not yet authentic. Integrity with a message that names `path`. The result
+// points into `file`.
+Result<ParsedBundle> parse_bundle(Bytes file, std::filesystem::path const& path);
+
+// Integrity where the bundle key is another one or anything in the file was changed.
+Result<BundleContent> open_bundle(ParsedBundle const& parsed, crypto::BundleKey const& key,
+                                  std::filesystem::path const& path);
+
+// The whole file, under a salt that is made fresh and left in `header`: no key of GCM seals twice.
+Result<ByteVector> seal_bundle(BundleHeader& header, BundleContent const& content, crypto::BundleKey const& key);
+
+} // namespace coffer::vmm
