@@ -1,6 +1,8 @@
 // The TPM's register interfaces, in front of a fake TPM: libtpms allows one in a process, and these checks want two
 // machines at a time.
 #include "devices/tpm/crb.hpp"
+#include "devices/tpm/ppi.hpp"
+#include "devices/tpm/tis.hpp"
 #include "tests/conformance/conformance.hpp"
 #include "tests/support/fake_tpm.hpp"
 #include "tests/support/fakes.hpp"
@@ -32,6 +34,48 @@ struct CrbSubject : Subject {
     void settle() override { scheduler.advance(k_ns_per_ms); }
 };
 COFFER_CONFORMANCE(TpmCrb, CrbSubject);
+
+struct TisSubject : Subject {
+    ManualScheduler scheduler;
+    FakeTpm tpm;
+    FakeIrqSink irqs;
+    std::unique_ptr<devices::TpmTis> tis =
+        std::move(devices::TpmTis::create(tpm, scheduler, devices::IrqLine(irqs, 10)).value());
+
+    devices::Device& device() override { return *tis; }
+    std::vector<Window> windows() override { return {Window::of(*tis, devices::tis::k_window_size)}; }
+    template <class T>
+    void write(uint64_t offset, T value) {
+        (void)tis->mmio_write(offset, object_bytes(value));
+        tis->wait_after_write();
+    }
+    // Locality 1 takes the TPM from 0, 2 asks, and a command's response is half read.
+    void disturb() override {
+        write<uint8_t>(0x0000, 0x02);
+        write<uint32_t>(0x0008, 0x8000'0087);
+        write<uint8_t>(0x000C, 0x05);
+        write<uint8_t>(0x1000, 0x08);
+        write<uint8_t>(0x2000, 0x02);
+        write<uint32_t>(0x1008, 0x8000'0083);
+        write<uint8_t>(0x1018, 0x40);
+        for (uint32_t i = 0; i < 10; ++i) write<uint8_t>(0x1024, i == 5 ? 10 : 0);
+        write<uint8_t>(0x1018, 0x20);
+        (void)tis->save(); // lets the command end
+        std::array<std::byte, 4> read{};
+        (void)tis->mmio_read(0x1024, read);
+    }
+    void settle() override { scheduler.advance(k_ns_per_ms); }
+};
+COFFER_CONFORMANCE(TpmTis, TisSubject);
+
+struct PpiSubject : Subject {
+    devices::TpmPpi page;
+
+    devices::Device& device() override { return page; }
+    std::vector<Window> windows() override { return {Window::of(page, devices::ppi::k_page_size)}; }
+    void disturb() override { (void)page.mmio_write(0x15A, object_bytes(uint8_t{1})); }
+};
+COFFER_CONFORMANCE(TpmPpi, PpiSubject);
 
 } // namespace
 } // namespace coffer::tests

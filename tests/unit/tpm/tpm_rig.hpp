@@ -12,6 +12,7 @@
 #include "devices/core/bus.hpp"
 #include "devices/tpm/crb.hpp"
 #include "devices/tpm/libtpms_backend.hpp"
+#include "devices/tpm/tis.hpp"
 #include "devices/tpm/tpm_command.hpp"
 #include "tests/support/fakes.hpp"
 
@@ -121,50 +122,164 @@ private:
     GuestBus& m_bus;
 };
 
-// A machine with a real TPM behind CRB registers. power_cycle() is what a power button does: all but the store is new.
-class CrbMachine {
+// Linux tpm_tis_core, edk2 Tpm2TisTpmCommand; one locality.
+class TisDriver {
 public:
-    explicit CrbMachine(FakeNvStore& store) : m_store(store) { power_on(devices::TpmManufacture::Yes); }
+    explicit TisDriver(GuestBus& bus, unsigned locality = 0) : m_bus(bus), m_base(locality * 0x1000U) {}
 
+    uint8_t access() { return m_bus.read<uint8_t>(m_base); }
+    void set_access(uint8_t value) { m_bus.write<uint8_t>(m_base, value); }
+    uint32_t status() { return m_bus.read<uint32_t>(m_base + 0x18); }
+    void set_status(uint8_t value) { m_bus.write<uint8_t>(m_base + 0x18, value); }
+    bool request_locality() {
+        set_access(0x02);
+        return poll_until([&] { return (access() & 0xA0) == 0xA0; });
+    }
+    void relinquish() { set_access(0x20); }
+    bool make_ready() {
+        if ((status() & 0x40) == 0) set_status(0x40);
+        return poll_until([&] { return (status() & 0xC0) == 0xC0; });
+    }
+    // All but the last byte in bursts, as Linux does, then the last.
+    bool put(Bytes command) {
+        for (size_t sent = 0; sent < command.size();) {
+            size_t burst = (status() >> 8) & 0xFFFF;
+            if (burst == 0) return false;
+            size_t bytes = std::min({burst, command.size() - sent, std::max<size_t>(command.size() - 1 - sent, 1)});
+            for (; bytes > 0; --bytes) m_bus.write<uint8_t>(m_base + 0x24, std::to_integer<uint8_t>(command[sent++]));
+            if (sent < command.size() && (status() & 0x88) != 0x88) return false;
+        }
+        return (status() & 0x88) == 0x80;
+    }
+    void go() { set_status(0x20); }
+    bool has_response() { return (status() & 0x90) == 0x90; }
+    ByteVector read_some(size_t size) {
+        ByteVector bytes;
+        while (bytes.size() < size) {
+            size_t burst = (status() >> 8) & 0xFFFF;
+            if (!has_response() || burst == 0) break;
+            for (size_t i = std::min(burst, size - bytes.size()); i > 0; --i)
+                bytes.push_back(static_cast<std::byte>(m_bus.read<uint8_t>(m_base + 0x24)));
+        }
+        return bytes;
+    }
+    ByteVector get() {
+        auto response = read_some(10);
+        if (response.size() < 10) return response;
+        append(response, read_some(load_be<uint32_t>(response, 2) - 10));
+        return response;
+    }
+
+private:
+    GuestBus& m_bus;
+    uint64_t m_base;
+};
+
+// A machine with a real TPM. power_cycle() is what a power button does: all but the store is new.
+class TpmMachine {
+public:
+    virtual ~TpmMachine() = default;
     void power_cycle() {
-        m_crb.reset();
+        unplug();
         m_tpm.reset();
         power_on(devices::TpmManufacture::No);
     }
-    ByteVector transact(Bytes command) { return driver().transact(command); }
-    CrbDriver& driver() { return *m_driver; }
-    GuestBus& bus() { return *m_bus; }
-    devices::TpmCrb& device() { return *m_crb; }
     ManualScheduler& scheduler() { return m_scheduler; }
+    GuestBus& bus() { return *m_bus; }
+    ByteVector transact(Bytes command) {
+        begin(command);
+        return end();
+    }
+    virtual devices::Device& device() = 0;
+    virtual void begin(Bytes command) = 0;
+    virtual bool running() = 0;
+    virtual void cancel() = 0;
     // What a driver does with a command it no longer waits for.
-    void give_up() { ASSERT_TRUE(driver().go_idle()); }
-    void begin(Bytes command) { ASSERT_TRUE(driver().begin(command)); }
-    bool running() { return driver().running(); }
-    ByteVector end() { return driver().end(); }
-    void cancel() { driver().cancel(true); }
+    virtual void give_up() = 0;
+    virtual ByteVector end() = 0;
 
-private:
+protected:
+    explicit TpmMachine(FakeNvStore& store) : m_store(store) {}
     void power_on(devices::TpmManufacture manufacture) {
         std::optional<ByteVector> stored;
         if (manufacture == devices::TpmManufacture::No) stored = m_store.content;
         auto tpm = devices::LibtpmsBackend::create(std::move(stored), manufacture, m_store);
         ASSERT_TRUE(tpm) << tpm.error().message();
         m_tpm = *std::move(tpm);
-        auto crb = devices::TpmCrb::create(*m_tpm, m_scheduler, k_tpm_address);
-        ASSERT_TRUE(crb) << crb.error().message();
-        m_crb = *std::move(crb);
-        m_crb->reset(devices::ResetKind::Cold);
         m_bus = std::make_unique<GuestBus>();
-        m_bus->attach(*m_crb, devices::crb::k_block_size);
-        m_driver = std::make_unique<CrbDriver>(*m_bus);
+        plug(*m_tpm);
+        device().reset(devices::ResetKind::Cold);
     }
+    virtual void plug(devices::TpmBackend& tpm) = 0;
+    virtual void unplug() = 0;
 
+private:
     FakeNvStore& m_store;
     ManualScheduler m_scheduler;
     std::unique_ptr<devices::LibtpmsBackend> m_tpm;
-    std::unique_ptr<devices::TpmCrb> m_crb;
     std::unique_ptr<GuestBus> m_bus;
+};
+
+class CrbMachine final : public TpmMachine {
+public:
+    explicit CrbMachine(FakeNvStore& store) : TpmMachine(store) { power_on(devices::TpmManufacture::Yes); }
+    devices::Device& device() override { return *m_crb; }
+    void begin(Bytes command) override { ASSERT_TRUE(m_driver->begin(command)); }
+    bool running() override { return m_driver->running(); }
+    void cancel() override { m_driver->cancel(true); }
+    void give_up() override { ASSERT_TRUE(m_driver->go_idle()); }
+    ByteVector end() override { return m_driver->end(); }
+
+protected:
+    void plug(devices::TpmBackend& tpm) override {
+        auto crb = devices::TpmCrb::create(tpm, scheduler(), k_tpm_address);
+        ASSERT_TRUE(crb) << crb.error().message();
+        m_crb = *std::move(crb);
+        bus().attach(*m_crb, devices::crb::k_block_size);
+        m_driver = std::make_unique<CrbDriver>(bus());
+    }
+    void unplug() override { m_crb.reset(); }
+
+private:
+    std::unique_ptr<devices::TpmCrb> m_crb;
     std::unique_ptr<CrbDriver> m_driver;
+};
+
+class TisMachine final : public TpmMachine {
+public:
+    explicit TisMachine(FakeNvStore& store) : TpmMachine(store) { power_on(devices::TpmManufacture::Yes); }
+    devices::Device& device() override { return *m_tis; }
+    void begin(Bytes command) override {
+        ASSERT_TRUE(m_driver->request_locality());
+        ASSERT_TRUE(m_driver->make_ready());
+        ASSERT_TRUE(m_driver->put(command));
+        m_driver->go();
+    }
+    bool running() override { return !m_driver->has_response(); }
+    void cancel() override { bus().write<uint8_t>(0x1B, 1); }
+    void give_up() override { ASSERT_TRUE(m_driver->make_ready()); }
+    ByteVector end() override {
+        EXPECT_TRUE(poll_until([&] { return !running(); }));
+        auto response = m_driver->get();
+        EXPECT_FALSE(m_driver->has_response());
+        m_driver->set_status(0x40);
+        m_driver->relinquish();
+        return response;
+    }
+
+protected:
+    void plug(devices::TpmBackend& tpm) override {
+        auto tis = devices::TpmTis::create(tpm, scheduler());
+        ASSERT_TRUE(tis) << tis.error().message();
+        m_tis = *std::move(tis);
+        bus().attach(*m_tis, devices::tis::k_window_size);
+        m_driver = std::make_unique<TisDriver>(bus());
+    }
+    void unplug() override { m_tis.reset(); }
+
+private:
+    std::unique_ptr<devices::TpmTis> m_tis;
+    std::unique_ptr<TisDriver> m_driver;
 };
 
 // Commands, as TPM 2.0 Library 1.59 Part 3 lays them out.
