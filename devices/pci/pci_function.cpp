@@ -130,10 +130,11 @@ void PciFunction::add_express() {
     set_config16(static_cast<uint16_t>(offset + EXPRESS_DEVICE_CONTROL), 0x2810, 0x78FF);
 }
 
-void PciFunction::config_read(uint16_t offset, MutBytes to) const noexcept {
+void PciFunction::config_read(uint16_t offset, MutBytes to) noexcept {
     fill_all_ones(to);
     // A conventional function behind ECAM has nothing past 256 bytes (PCIe 7.2.2).
     if (size_t{offset} + to.size() > m_config.size()) return;
+    config_about_to_be_read(offset, to.size());
     std::memcpy(to.data(), m_config.data() + offset, to.size());
     if (intx_pin() && m_intx && offset <= STATUS && offset + to.size() > STATUS)
         to[size_t{STATUS} - offset] |= std::byte{STATUS_INTERRUPT};
@@ -159,6 +160,8 @@ void PciFunction::config_write(uint16_t offset, Bytes from) noexcept {
     config_written(offset, from.size());
     notify_after_change(old_decodes, old_intx, old_masked);
 }
+
+void PciFunction::config_about_to_be_read(uint16_t, size_t) noexcept {}
 
 void PciFunction::config_written(uint16_t, size_t) noexcept {}
 

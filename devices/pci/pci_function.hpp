@@ -52,7 +52,7 @@ public:
     PciFunction& operator=(PciFunction const&) = delete;
 
     // `offset` is below 4096, and the access of 1, 2 or 4 bytes lies within a doubleword.
-    void config_read(uint16_t offset, MutBytes to) const noexcept;
+    void config_read(uint16_t offset, MutBytes to) noexcept;
     void config_write(uint16_t offset, Bytes from) noexcept;
 
     struct Bar {
@@ -113,6 +113,8 @@ protected:
     // Changes which bits of a byte the guest may write, for registers that lock.
     void set_writable8(uint16_t offset, uint8_t mask) noexcept { m_writable[offset] = std::byte{mask}; }
 
+    // Before the guest's read of `size` bytes at `offset`, for registers that are a window to something else.
+    virtual void config_about_to_be_read(uint16_t offset, size_t size) noexcept;
     // After the guest's write of `size` bytes at `offset` took effect.
     virtual void config_written(uint16_t offset, size_t size) noexcept;
 

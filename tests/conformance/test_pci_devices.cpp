@@ -1,6 +1,9 @@
+#include "devices/virtio/virtio_console.hpp"
+#include "devices/virtio/virtio_rng.hpp"
 #include "tests/conformance/conformance.hpp"
 #include "tests/support/nvme_rig.hpp"
 #include "tests/support/pci_rig.hpp"
+#include "tests/support/virtio_rig.hpp"
 
 namespace coffer::tests {
 namespace {
@@ -108,6 +111,58 @@ struct NvmeSubject : Subject, NvmeRig {
     }
 };
 COFFER_CONFORMANCE(Nvme, NvmeSubject);
+
+// A driver that is up, and requests held back.
+struct RngSubject : Subject {
+    PciRig rig;
+    FakeMemory memory{1 << 20};
+    ManualScheduler scheduler;
+    VirtioRng rng{"virtio-rng.0", memory, scheduler};
+    VirtioDriver driver{rig, memory, 6, 0x1'0000};
+    ConfigWindow config{rng};
+    RngSubject() { EXPECT_TRUE(rig.host.add(6, 0, rng).has_value()); }
+    Device& device() override { return rng; }
+    std::vector<Window> windows() override {
+        return {Window::of(static_cast<MmioDevice&>(rng), VirtioPci::k_region_size), Window::of(config, 4096)};
+    }
+    void disturb() override {
+        driver.probe();
+        rig.enable_msix(6, 2, VirtioDriver::k_msix, 0x40);
+        driver.start(virtio::F_VERSION_1, 1, true);
+        driver.offer_input(0, 0, 64);
+        driver.notify(0);
+        driver.offer_input(0, 1, 64);
+    }
+    void settle() override { scheduler.advance(k_ns_per_ms); }
+};
+COFFER_CONFORMANCE(VirtioRng, RngSubject);
+
+// A driver that is up and gives the control queue no buffers, so that messages wait.
+struct ConsoleSubject : Subject {
+    PciRig rig;
+    FakeMemory memory{1 << 20};
+    ManualScheduler scheduler;
+    FakeByteSink sink;
+    VirtioConsole console{
+        {.port_name = "org.coffer.agent.0", .sink = sink, .on_guest_open = {}, .on_writable = {}}, memory, scheduler};
+    VirtioDriver driver{rig, memory, 7, 0x1'0000};
+    ConfigWindow config{console};
+    ConsoleSubject() { EXPECT_TRUE(rig.host.add(7, 0, console).has_value()); }
+    Device& device() override { return console; }
+    std::vector<Window> windows() override {
+        return {Window::of(static_cast<MmioDevice&>(console), VirtioPci::k_region_size), Window::of(config, 4096)};
+    }
+    void disturb() override {
+        driver.probe();
+        driver.start(virtio::F_VERSION_1 | virtio::F_CONSOLE_MULTIPORT, 6);
+        driver.send(3, 0, object_bytes(virtio::ConsoleControl{0xFFFF'FFFF, virtio::CONSOLE_DEVICE_READY, 1}));
+        driver.send(3, 1, object_bytes(virtio::ConsoleControl{1, virtio::CONSOLE_PORT_READY, 1}));
+        driver.send(3, 2, object_bytes(virtio::ConsoleControl{1, virtio::CONSOLE_PORT_OPEN, 1}));
+        EXPECT_TRUE(console.guest_open());
+    }
+    void settle() override { scheduler.run_tasks(); }
+};
+COFFER_CONFORMANCE(VirtioConsole, ConsoleSubject);
 
 } // namespace
 } // namespace coffer::tests
