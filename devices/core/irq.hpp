@@ -43,7 +43,8 @@ public:
 };
 
 // What an emulated local APIC and the PIC tell a vCPU of the software backend. All functions may be called from any
-// thread, with or without the device lock held; none blocks.
+// thread, with or without the device lock held and under the interrupt controllers' own lock; none blocks, none calls
+// back into CpuInterrupts (but has_pending()), and what they lock is never held around a call of CpuInterrupts.
 class CpuSignals {
 public:
     virtual ~CpuSignals() = default;

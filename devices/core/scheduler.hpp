@@ -12,7 +12,8 @@ namespace coffer::devices {
 class Timer {
 public:
     virtual ~Timer() = default;
-    // Re-arming replaces the old deadline; one in the past fires as soon as it can.
+    // Any thread, with or without the device lock: a local APIC arms its timer from the vCPU's thread. Re-arming replaces
+    // the old deadline; one in the past fires as soon as it can. A callback on its way may still come after either.
     virtual void arm(Nanoseconds deadline) noexcept = 0;
     virtual void disarm() noexcept = 0;
 };
