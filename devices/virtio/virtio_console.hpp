@@ -1,7 +1,8 @@
 // A virtio console with one named port (VIRTIO 1.2, 5.3, F_MULTIPORT): /dev/virtio-ports/<name> in a Linux guest. Port
 // 0, the console proper, is not announced: the guest's console is the serial line.
 //
-// Thread rule: under the device lock; callbacks run under it too and must not call back into send().
+// Thread rule: under the device lock, callbacks included. Callbacks may call send(), but for on_guest_open during
+// restore(), when the guest's RAM may not be back.
 //
 // Not emulated: console size, emergency write, further ports.
 #pragma once
