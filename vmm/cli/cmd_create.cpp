@@ -1,0 +1,175 @@
+// coffer create NAME
+#include <filesystem>
+
+#include <CLI/CLI.hpp>
+#include <sys/stat.h>
+
+#include "base/clock.hpp"
+#include "base/file.hpp"
+#include "crypto/random.hpp"
+#include "vmm/cli/context.hpp"
+#include "vmm/cli/exit_codes.hpp"
+#include "vmm/cli/memory_size.hpp"
+#include "vmm/cli/wording.hpp"
+#include "vmm/home/home_admin.hpp"
+#include "vmm/home/keeper_client.hpp"
+
+namespace coffer::cli {
+
+namespace {
+
+namespace fs = std::filesystem;
+
+// Where Debian's package ovmf has its images. The build with secure boot needs no SMM: it is the variable store with
+// Microsoft's keys enrolled that turns checking on.
+constexpr char const* k_firmware_code = "/usr/share/OVMF/OVMF_CODE_4M.fd";
+constexpr char const* k_firmware_variables = "/usr/share/OVMF/OVMF_VARS_4M.fd";
+constexpr char const* k_firmware_variables_secure = "/usr/share/OVMF/OVMF_VARS_4M.ms.fd";
+// Both lie in the 16 MiB below 4 GiB, in blocks of 4 KiB.
+constexpr uint64_t k_max_flash = uint64_t{16} << 20;
+constexpr uint64_t k_flash_block = 4096;
+
+struct CreateOptions {
+    std::string name;
+    std::string memory = "1G";
+    uint32_t cpus = 1;
+    std::vector<std::string> disks;
+    std::string tpm;
+    std::string provider;
+    bool secure_boot = false;
+    std::string firmware;
+    std::string variables;
+    int passphrase_fd = -1;
+};
+
+Result<std::string> absolute(std::string const& path) {
+    std::error_code error;
+    auto result = fs::absolute(path, error);
+    if (error) return make_error(ErrorCode::Io, "cannot resolve {}: {}", path, error.message());
+    return result.lexically_normal().native();
+}
+
+Result<std::string> check_disk(std::string const& given) {
+    auto path = TRY(absolute(given));
+    struct stat info {};
+    if (::stat(path.c_str(), &info) != 0) return errno_error(errno, fmt::format("disk {}", path));
+    if (!S_ISREG(info.st_mode) && !S_ISBLK(info.st_mode))
+        return make_error(ErrorCode::InvalidArgument, "disk {} is neither a file nor a block device", path);
+    if (S_ISREG(info.st_mode) && (info.st_size == 0 || info.st_size % 512 != 0))
+        return make_error(
+            ErrorCode::InvalidArgument,
+            "disk {} has {} bytes: a disk has a multiple of 512 ('truncate -s 10G {}' makes an empty one)", path,
+            info.st_size, path);
+    return path;
+}
+
+// Firmware images and the variables of a new VM.
+Result<ByteVector> choose_firmware(CreateOptions const& options, vmm::VmConfig& config) {
+    config.secure_boot = options.secure_boot;
+    bool const own = !options.firmware.empty();
+    if (own != !options.variables.empty())
+        return make_error(ErrorCode::InvalidArgument, "--firmware and --variables belong together: give both or none");
+    config.firmware_code = TRY(absolute(own ? options.firmware : k_firmware_code));
+    config.firmware_variables = TRY(absolute(own                   ? options.variables
+                                             : options.secure_boot ? k_firmware_variables_secure
+                                                                   : k_firmware_variables));
+    auto read = [&](std::string const& path) -> Result<ByteVector> {
+        auto image = read_file(path, k_max_flash);
+        if (!image && image.error().code() == ErrorCode::NotFound && !own)
+            return make_error(ErrorCode::NotFound,
+                              "{} is missing: install the package 'ovmf', or give --firmware and --variables", path);
+        auto content = TRY(std::move(image));
+        if (content.empty() || content.size() % k_flash_block != 0)
+            return make_error(ErrorCode::InvalidArgument,
+                              "{} is no firmware image: it has {} bytes, which is not a multiple of {}", path,
+                              content.size(), k_flash_block);
+        return content;
+    };
+    auto code = TRY(read(config.firmware_code));
+    auto variables = TRY(read(config.firmware_variables));
+    if (code.size() + variables.size() > k_max_flash)
+        return make_error(ErrorCode::InvalidArgument, "{} and {} together are larger than {}", config.firmware_code,
+                          config.firmware_variables, format_size(k_max_flash));
+    return variables;
+}
+
+// The provider that was named, or the only one there is.
+Result<std::optional<ProviderInfo>> choose_provider(ProviderRegistry const& registry, CreateOptions const& options) {
+    if (!options.provider.empty()) return std::optional(TRY(registry.find(options.provider)));
+    if (options.tpm == "none") return std::optional<ProviderInfo>();
+    auto providers = TRY(registry.list());
+    if (providers.size() == 1) return std::optional(std::move(providers.front()));
+    if (providers.empty())
+        return make_error(ErrorCode::InvalidArgument,
+                          "a VM with a TPM needs a key provider, and there is none: run 'coffer provider add native "
+                          "NAME' first, or give --tpm none for a VM without TPM in an unencrypted home");
+    std::string names;
+    for (auto const& info : providers) names += fmt::format("{}'{}'", names.empty() ? "" : ", ", info.name);
+    return make_error(ErrorCode::InvalidArgument, "there are several key providers: say with --provider which of {}",
+                      names);
+}
+
+vmm::TpmKind tpm_kind(std::string const& text) noexcept {
+    if (text == "none") return vmm::TpmKind::None;
+    return text == "tis" ? vmm::TpmKind::Tis : vmm::TpmKind::Crb;
+}
+
+Result<int> create(Context const& context, CreateOptions const& options) {
+    auto location = TRY(context.location(options.name));
+    vmm::VmConfig config;
+    config.name = options.name;
+    config.uuid = TRY(crypto::random_uuid());
+    config.memory = TRY(parse_memory_size(options.memory));
+    config.cpus = options.cpus;
+    config.tpm = tpm_kind(options.tpm);
+    config.created = wall_clock_seconds();
+    for (auto const& disk : options.disks) config.disks.push_back({TRY(check_disk(disk)), false});
+    auto variables = TRY(choose_firmware(options, config));
+    auto provider = TRY(choose_provider(ProviderRegistry(location.root.providers()), options));
+    TRY(vmm::check_vm_config(config));
+
+    std::optional<vmm::HomeSeal> seal;
+    if (provider) {
+        auto keeper = TRY(vmm::KeeperProcess::start(location.root, Context::keeper_options(options.passphrase_fd)));
+        seal = TRY(keeper.make_seal(provider->id, options.name));
+    }
+    TRY(vmm::create_home(location, config, variables, std::move(seal)));
+    if (provider)
+        print_line(fmt::format("created VM '{}', encrypted under key provider '{}', TPM {}", config.name,
+                               provider->name, vmm::to_string(config.tpm)));
+    else
+        print_line(fmt::format("created VM '{}', unencrypted, without TPM", config.name));
+    if (provider && !provider->needs_passphrase) print_line(unprotected_provider_warning(provider->name));
+    return to_int(ExitCode::Ok);
+}
+
+} // namespace
+
+void register_create(CLI::App& app, Context& context) {
+    auto* verb = app.add_subcommand("create", "Make a VM");
+    auto options = std::make_shared<CreateOptions>();
+    verb->add_option("NAME", options->name, "The VM's name: letters, digits, '.', '_' and '-'")->required();
+    verb->add_option("--memory", options->memory, "Memory, such as 512M or 4G")
+        ->capture_default_str()
+        ->type_name("SIZE");
+    verb->add_option("--cpus", options->cpus, "Virtual CPUs")->capture_default_str()->type_name("N");
+    verb->add_option("--disk", options->disks, "A raw disk image or block device; may be given several times")
+        ->allow_extra_args(false) // one value each, so that a NAME may follow
+        ->type_name("FILE");
+    verb->add_option("--tpm", options->tpm, "TPM 2.0: crb (default), tis or none")
+        ->check(CLI::IsMember({"crb", "tis", "none"}))
+        ->type_name("KIND");
+    verb->add_option("--provider", options->provider,
+                     "The key provider that the home is encrypted under [the only one there is]")
+        ->type_name("NAME");
+    verb->add_flag("--secure-boot", options->secure_boot, "Start with Microsoft's secure boot keys enrolled");
+    auto* firmware = verb->add_option("--firmware", options->firmware, "UEFI firmware code image [Debian's ovmf]")
+                         ->type_name("CODE.fd");
+    verb->add_option("--variables", options->variables, "Variable store that goes with it, copied into the home")
+        ->type_name("VARS.fd");
+    verb->get_option("--secure-boot")->excludes(firmware);
+    add_passphrase_option(*verb, options->passphrase_fd);
+    verb->callback([&context, options] { context.action = [&context, options] { return create(context, *options); }; });
+}
+
+} // namespace coffer::cli

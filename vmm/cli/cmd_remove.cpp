@@ -1,0 +1,59 @@
+// coffer remove NAME
+#include <iostream>
+
+#include <CLI/CLI.hpp>
+#include <unistd.h>
+
+#include "vmm/cli/context.hpp"
+#include "vmm/cli/exit_codes.hpp"
+#include "vmm/home/home_admin.hpp"
+
+namespace coffer::cli {
+
+namespace {
+
+struct RemoveOptions {
+    std::string name;
+    bool yes = false;
+};
+
+Result<void> confirm(std::string const& name) {
+    if (::isatty(STDIN_FILENO) != 1)
+        return make_error(ErrorCode::InvalidArgument,
+                          "removing '{}' destroys its TPM and UEFI state for good: give --yes if that is wanted", name);
+    print_line(
+        fmt::format("This destroys the TPM and UEFI state of '{}' for good; disks stay. What is sealed to its TPM "
+                    "(BitLocker, LUKS, keys) can no longer be opened by it.\nType the VM's name to go on:",
+                    name));
+    std::string answer;
+    std::getline(std::cin, answer);
+    if (answer != name) return make_error(ErrorCode::Cancelled, "'{}' was not removed", name);
+    return {};
+}
+
+Result<int> remove(Context const& context, RemoveOptions const& options) {
+    auto location = TRY(context.location(options.name));
+    // Said before anything is asked.
+    auto user = vmm::home_user(location);
+    if (!std::filesystem::exists(location.folder()))
+        return make_error(ErrorCode::NotFound, "there is no VM '{}' in {}", location.name,
+                          location.root.vms().native());
+    if (user && user->has_value())
+        return make_error(ErrorCode::Busy, "VM '{}' is running (process {}): power it off first", options.name, **user);
+    if (!options.yes) TRY(confirm(options.name));
+    TRY(vmm::remove_home(location));
+    print_line(fmt::format("removed VM '{}'", options.name));
+    return to_int(ExitCode::Ok);
+}
+
+} // namespace
+
+void register_remove(CLI::App& app, Context& context) {
+    auto* verb = app.add_subcommand("remove", "Remove a VM with its TPM and UEFI state; disks stay");
+    auto options = std::make_shared<RemoveOptions>();
+    verb->add_option("NAME", options->name, "The VM")->required();
+    verb->add_flag("--yes", options->yes, "Do not ask");
+    verb->callback([&context, options] { context.action = [&context, options] { return remove(context, *options); }; });
+}
+
+} // namespace coffer::cli

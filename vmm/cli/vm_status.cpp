@@ -1,0 +1,90 @@
+#include "vmm/cli/vm_status.hpp"
+
+#include <nlohmann/json.hpp>
+
+#include "vmm/home/home_open.hpp"
+
+namespace coffer::cli {
+
+std::string_view to_string(VmState state) noexcept {
+    switch (state) {
+    case VmState::Off: return "off";
+    case VmState::Running: return "running";
+    case VmState::Locked: return "locked";
+    }
+    return "unknown";
+}
+
+Result<crypto::BundleKey> VmInspector::unwrap(vmm::BundleHeader const& header) {
+    if (!m_keeper) m_keeper.emplace(TRY(vmm::KeeperProcess::start(m_root, m_options)));
+    return m_keeper->unwrap(header);
+}
+
+Result<VmStatus> VmInspector::inspect(std::string const& name) {
+    vmm::HomeLocation const location{m_root, name};
+    VmStatus status;
+    status.name = name;
+    if (auto summary = vmm::summarize_home(location)) {
+        status.summary = std::move(*summary);
+    } else {
+        if (summary.error().code() == ErrorCode::NotFound || summary.error().code() == ErrorCode::InvalidArgument)
+            return std::move(summary).error();
+        status.state = VmState::Locked;
+        status.reason = summary.error().message();
+    }
+    if (status.summary && status.summary->encrypted)
+        if (auto provider = m_registry.find(status.summary->provider)) status.provider = std::move(*provider);
+    auto home = vmm::open_home(location, vmm::HomeAccess::ReadOnly,
+                               [this](vmm::BundleHeader const& header) { return unwrap(header); });
+    if (home) {
+        status.config = (*home)->config();
+    } else {
+        status.state = VmState::Locked;
+        status.reason = home.error().message();
+    }
+    if (status.summary && status.summary->running) status.state = VmState::Running;
+    return status;
+}
+
+namespace {
+
+nlohmann::json config_json(vmm::VmConfig const& config) {
+    auto disks = nlohmann::json::array();
+    for (auto const& disk : config.disks) disks.push_back({{"path", disk.path}, {"read_only", disk.read_only}});
+    return {{"memory", config.memory},           {"cpus", config.cpus},
+            {"disks", std::move(disks)},         {"tpm", vmm::to_string(config.tpm)},
+            {"firmware", config.firmware_code},  {"variables", config.firmware_variables},
+            {"secure_boot", config.secure_boot}, {"created", config.created}};
+}
+
+} // namespace
+
+nlohmann::json to_json(VmStatus const& status) {
+    nlohmann::json json = {{"name", status.name}, {"state", to_string(status.state)}};
+    if (!status.reason.empty()) json["reason"] = status.reason;
+    if (auto const& summary = status.summary) {
+        json["uuid"] = summary->uuid.to_string();
+        json["encrypted"] = summary->encrypted;
+        if (summary->running && *summary->running > 0) json["pid"] = *summary->running;
+        if (summary->encrypted) {
+            json["provider"] = {{"id", summary->provider.to_string()}};
+            if (status.provider) {
+                json["provider"]["name"] = status.provider->name;
+                json["provider"]["passphrase"] = status.provider->needs_passphrase;
+            }
+            json["key_id"] = summary->key_id;
+            json["sequence"] = summary->sequence;
+        }
+        auto files = nlohmann::json::array();
+        for (auto const& file : summary->files)
+            files.push_back({{"name", file.name},
+                             {"size", file.content_size},
+                             {"generation", file.generation},
+                             {"written", file.written}});
+        json["files"] = std::move(files);
+    }
+    if (status.config) json["config"] = config_json(*status.config);
+    return json;
+}
+
+} // namespace coffer::cli

@@ -1,0 +1,113 @@
+#include "vmm/home/keeper_client.hpp"
+
+#include <array>
+#include <cerrno>
+#include <csignal>
+#include <fcntl.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "base/tagged.hpp"
+#include "vmm/home/home_open.hpp"
+#include "vmm/home/keeper_arguments.hpp"
+#include "vmm/home/keeper_protocol.hpp"
+
+namespace coffer::vmm {
+
+namespace {
+
+// Between fork and exec: only async-signal-safe calls. The new process gets its socket, the passphrase's descriptor
+// where there is one, and the standard descriptors; all else is closed.
+[[noreturn]] void become_keeper(int socket, int passphrase_fd, char const* program, char* const* arguments) noexcept {
+    // Copies above the fixed numbers first, so that no dup2 closes what is still wanted.
+    int const high_socket = ::fcntl(socket, F_DUPFD, 16);
+    int const high_passphrase = passphrase_fd >= 0 ? ::fcntl(passphrase_fd, F_DUPFD, 16) : -1;
+    bool ready = high_socket >= 0 && ::dup2(high_socket, keeper::k_socket) >= 0;
+    unsigned first_unwanted = keeper::k_socket + 1;
+    if (passphrase_fd >= 0) {
+        ready = ready && high_passphrase >= 0 && ::dup2(high_passphrase, keeper::k_passphrase) >= 0;
+        first_unwanted = keeper::k_passphrase + 1;
+    }
+    ready = ready && ::close_range(first_unwanted, ~0U, 0) == 0;
+    sigset_t none;
+    ::sigemptyset(&none);
+    ::sigprocmask(SIG_SETMASK, &none, nullptr);
+    if (ready) ::execv(program, arguments);
+    ::_exit(127);
+}
+
+// Sends a request and waits for its answer of the wanted type.
+Result<keeper::Message> exchange(int socket, keeper::Message const& request, keeper::MessageType wanted) {
+    TRY(keeper::send(socket, request));
+    auto answer = TRY(keeper::receive(socket));
+    if (!answer)
+        return make_error(ErrorCode::Io, "the keeper process ended before it answered; its last line says why");
+    if (answer->number != request.number)
+        return make_error(ErrorCode::Corrupt, "the keeper process answered another question");
+    if (answer->type == keeper::MessageType::Failed) return keeper::decode_failure(answer->fields);
+    if (answer->type != wanted) return make_error(ErrorCode::Corrupt, "the keeper process gave no proper answer");
+    return std::move(*answer);
+}
+
+} // namespace
+
+Result<KeeperProcess> KeeperProcess::start(HomeRoot const& root, KeeperOptions const& options) {
+    auto from = options.passphrase_fd >= 0 ? keeper::PassphraseFrom::Descriptor
+                : options.may_prompt       ? keeper::PassphraseFrom::Terminal
+                                           : keeper::PassphraseFrom::Nowhere;
+    if (options.passphrase_fd >= 0 && ::fcntl(options.passphrase_fd, F_GETFD) < 0)
+        return make_error(ErrorCode::InvalidArgument, "descriptor {} (--passphrase-fd) is not open",
+                          options.passphrase_fd);
+    std::array<int, 2> pair{};
+    if (::socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair.data()) != 0)
+        return errno_error(errno, "cannot make the keeper's socket");
+    UniqueFd ours(pair[0]);
+    UniqueFd theirs(pair[1]);
+    auto texts = keeper::make_arguments(root.providers(), from);
+    std::vector<char*> arguments;
+    for (auto& text : texts) arguments.push_back(text.data());
+    arguments.push_back(nullptr);
+    pid_t const pid = ::fork();
+    if (pid < 0) return errno_error(errno, "cannot start the keeper process");
+    if (pid == 0) become_keeper(theirs.get(), options.passphrase_fd, options.program.c_str(), arguments.data());
+    return KeeperProcess(std::move(ours), pid);
+}
+
+KeeperProcess::~KeeperProcess() {
+    m_socket.reset();
+    if (m_pid <= 0) return;
+    while (::waitpid(m_pid, nullptr, 0) < 0 && errno == EINTR) {
+    }
+}
+
+Result<crypto::BundleKey> KeeperProcess::unwrap(BundleHeader const& header) {
+    keeper::Message request{keeper::MessageType::Unwrap, m_next_number++, std::nullopt,
+                            encode_fields(keeper::UnwrapRequest{header.provider, header.key_id, header.wrapped_key})};
+    auto answer = TRY(exchange(m_socket.get(), request, keeper::MessageType::Unwrapped));
+    return std::move(*answer.key);
+}
+
+Result<HomeSeal> KeeperProcess::make_seal(Uuid const& provider, std::string const& label) {
+    keeper::Message request{keeper::MessageType::Wrap, m_next_number++, TRY(crypto::BundleKey::random()),
+                            encode_fields(keeper::WrapRequest{provider, label})};
+    auto answer = TRY(exchange(m_socket.get(), request, keeper::MessageType::Wrapped));
+    keeper::WrapAnswer wrapped;
+    TRY(decode_fields(answer.fields, wrapped));
+    auto key_id = TRY(KeyId::parse(wrapped.key_id));
+    if (wrapped.wrapped.empty() || wrapped.wrapped.size() > WrappedKey::k_max_size)
+        return make_error(ErrorCode::Corrupt, "the keeper process gave a wrapped key of {} bytes",
+                          wrapped.wrapped.size());
+    return HomeSeal{provider, std::move(key_id), {std::move(wrapped.wrapped)}, std::move(*request.key)};
+}
+
+Result<std::unique_ptr<HomeSession>> unlock_home(HomeLocation const& location, KeeperOptions const& options,
+                                                 HomeAccess access) {
+    return open_home(location, access, [&](BundleHeader const& header) -> Result<crypto::BundleKey> {
+        auto keeper = TRY(KeeperProcess::start(location.root, options));
+        return TRY_CONTEXT(keeper.unwrap(header),
+                           fmt::format("cannot open {}", (location.folder() / home_spec::k_keys_file).native()));
+    });
+}
+
+} // namespace coffer::vmm

@@ -1,0 +1,68 @@
+#include "vmm/home/keeper_sandbox.hpp"
+
+#include <array>
+#include <cerrno>
+#include <fcntl.h>
+#include <memory>
+#include <seccomp.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+
+namespace coffer::vmm::keeper {
+
+namespace {
+
+// The native provider, OpenSSL and the C++ runtime after start. No sockets are made, no programs or threads started,
+// no files written, no other process looked at.
+constexpr std::array k_allowed = {
+    // descriptors
+    SCMP_SYS(read), SCMP_SYS(pread64), SCMP_SYS(write), SCMP_SYS(writev), SCMP_SYS(close), SCMP_SYS(lseek),
+    SCMP_SYS(recvfrom), SCMP_SYS(sendto), SCMP_SYS(poll), SCMP_SYS(ppoll), SCMP_SYS(fcntl),
+    // looking at files
+    SCMP_SYS(fstat), SCMP_SYS(newfstatat), SCMP_SYS(stat), SCMP_SYS(lstat), SCMP_SYS(statx), SCMP_SYS(access),
+    SCMP_SYS(faccessat), SCMP_SYS(faccessat2), SCMP_SYS(getdents64), SCMP_SYS(readlink), SCMP_SYS(readlinkat),
+    SCMP_SYS(getcwd),
+    // memory
+    SCMP_SYS(munmap), SCMP_SYS(mremap), SCMP_SYS(brk), SCMP_SYS(madvise), SCMP_SYS(mlock), SCMP_SYS(mlock2),
+    SCMP_SYS(munlock),
+    // the rest of the runtime
+    SCMP_SYS(futex), SCMP_SYS(getrandom), SCMP_SYS(clock_gettime), SCMP_SYS(gettimeofday), SCMP_SYS(time),
+    SCMP_SYS(getpid), SCMP_SYS(gettid), SCMP_SYS(getuid), SCMP_SYS(geteuid), SCMP_SYS(getgid), SCMP_SYS(getegid),
+    SCMP_SYS(sysinfo), SCMP_SYS(uname), SCMP_SYS(sched_yield), SCMP_SYS(sched_getaffinity), SCMP_SYS(rt_sigaction),
+    SCMP_SYS(rt_sigprocmask), SCMP_SYS(rt_sigreturn), SCMP_SYS(sigaltstack), SCMP_SYS(restart_syscall),
+    SCMP_SYS(tgkill), SCMP_SYS(exit), SCMP_SYS(exit_group)};
+
+struct ReleaseFilter {
+    void operator()(void* filter) const noexcept { ::seccomp_release(filter); }
+};
+
+} // namespace
+
+Result<void> enter_sandbox() {
+    std::unique_ptr<void, ReleaseFilter> filter(::seccomp_init(SCMP_ACT_KILL_PROCESS));
+    if (!filter) return make_error(ErrorCode::Unsupported, "cannot make a seccomp filter");
+    auto* context = filter.get();
+    int failed = 0;
+    auto keep = [&failed](int result) {
+        if (result != 0 && failed == 0) failed = -result;
+    };
+    for (int call : k_allowed) keep(::seccomp_rule_add(context, SCMP_ACT_ALLOW, call, 0));
+    // Files are opened, never made or truncated; writing is left open for the terminal.
+    keep(::seccomp_rule_add(context, SCMP_ACT_ALLOW, SCMP_SYS(openat), 1,
+                            SCMP_A2(SCMP_CMP_MASKED_EQ, O_CREAT | O_TRUNC | O_APPEND, 0)));
+    keep(::seccomp_rule_add(context, SCMP_ACT_ALLOW, SCMP_SYS(open), 1,
+                            SCMP_A1(SCMP_CMP_MASKED_EQ, O_CREAT | O_TRUNC | O_APPEND, 0)));
+    for (int call : {SCMP_SYS(mmap), SCMP_SYS(mprotect)})
+        keep(::seccomp_rule_add(context, SCMP_ACT_ALLOW, call, 1, SCMP_A2(SCMP_CMP_MASKED_EQ, PROT_EXEC, 0)));
+    // The terminal's settings, and whether a descriptor is a terminal.
+    for (unsigned request : {unsigned{TCGETS}, unsigned{TCSETS}, unsigned{TCSETSW}, unsigned{TCSETSF}})
+        keep(::seccomp_rule_add(context, SCMP_ACT_ALLOW, SCMP_SYS(ioctl), 1, SCMP_A1(SCMP_CMP_EQ, request)));
+    // Limits may be read, not set.
+    keep(::seccomp_rule_add(context, SCMP_ACT_ALLOW, SCMP_SYS(prlimit64), 1, SCMP_A2(SCMP_CMP_EQ, 0)));
+    if (failed != 0) return errno_error(failed, "cannot build the keeper's seccomp filter");
+    keep(::seccomp_load(context));
+    if (failed != 0) return errno_error(failed, "cannot enter the keeper's sandbox");
+    return {};
+}
+
+} // namespace coffer::vmm::keeper

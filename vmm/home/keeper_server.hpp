@@ -1,0 +1,26 @@
+// The keeper process: the only one that runs provider code and maps a provider's keys. It answers wrap and unwrap
+// requests of the process that started it, and ends when that one closes its end.
+#pragma once
+
+#include <filesystem>
+
+#include "base/result.hpp"
+
+namespace coffer::vmm::keeper {
+
+struct Settings {
+    std::filesystem::path providers; // the registry's folder
+    int socket = -1;
+    int passphrase_fd = -1; // -1: ask on the terminal
+    bool may_prompt = true;
+};
+
+// Answers until the other end is closed. An error means that the other end broke the protocol; failures of providers
+// are answers.
+Result<void> serve(Settings const& settings);
+
+// What the hidden verb `coffer keeper` runs: argv is as start_keeper() (keeper_client.hpp) makes it. Gives the exit
+// code.
+int keeper_main(int argc, char** argv) noexcept;
+
+} // namespace coffer::vmm::keeper
