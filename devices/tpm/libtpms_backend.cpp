@@ -33,6 +33,10 @@ uint32_t c_size(Bytes bytes) noexcept {
     return static_cast<uint32_t>(bytes.size());
 }
 
+void wipe(ByteVector& bytes) noexcept {
+    if (!bytes.empty()) explicit_bzero(bytes.data(), bytes.size());
+}
+
 // A buffer that libtpms allocated.
 struct CBuffer {
     CBuffer() = default;
@@ -178,12 +182,12 @@ LibtpmsBackend::~LibtpmsBackend() {
     }
     if (m_response) explicit_bzero(m_response, m_response_capacity);
     std::free(m_response);
-    for (auto* state : {&m_permanent, &m_committed, &m_volatile_to_load}) explicit_bzero(state->data(), state->size());
+    for (auto* state : {&m_permanent, &m_committed, &m_volatile_to_load}) wipe(*state);
 }
 
 Result<void> LibtpmsBackend::power_on() {
     auto code = TPMLIB_MainInit();
-    explicit_bzero(m_volatile_to_load.data(), m_volatile_to_load.size());
+    wipe(m_volatile_to_load);
     m_volatile_to_load.clear();
     if (code != TPM_SUCCESS) return libtpms_error("power on", code);
     m_failure_reported = false;

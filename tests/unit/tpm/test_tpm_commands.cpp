@@ -18,7 +18,7 @@ protected:
     // What follows the header and the parameter size of a response with sessions.
     static Bytes parameters(Bytes response) { return response.subspan(14); }
 
-    FakeNvStore store;
+    SharedNvStore store;
     Machine machine{store};
 };
 
@@ -86,15 +86,15 @@ TYPED_TEST(TpmCommands, AcknowledgedWritesSurviveWithoutShutdown) {
 
 TYPED_TEST(TpmCommands, ResponseIsHeldWhileTheStoreRefuses) {
     ASSERT_TRUE(succeeded(this->transact(commands::nv_define(4))));
-    auto before = this->store.content;
+    auto before = this->store.content();
     this->store.fail = true;
     this->machine.begin(commands::nv_write(as_bytes("held")));
     std::this_thread::sleep_for(std::chrono::milliseconds(50));
     EXPECT_TRUE(this->machine.running());
-    EXPECT_EQ(this->store.content, before);
+    EXPECT_EQ(this->store.content(), before);
     this->store.fail = false;
     EXPECT_TRUE(succeeded(this->machine.end()));
-    EXPECT_NE(this->store.content, before);
+    EXPECT_NE(this->store.content(), before);
     this->machine.power_cycle();
     ASSERT_TRUE(succeeded(this->transact(commands::startup())));
     EXPECT_TRUE(succeeded(this->transact(commands::nv_read(4))));
@@ -103,7 +103,7 @@ TYPED_TEST(TpmCommands, ResponseIsHeldWhileTheStoreRefuses) {
 TYPED_TEST(TpmCommands, RetryWhileTheStoreRefusesAndNothingIsLost) {
     ASSERT_TRUE(succeeded(this->transact(commands::nv_define(4))));
     ASSERT_TRUE(succeeded(this->transact(commands::nv_write(as_bytes("old!")))));
-    auto before = this->store.content;
+    auto before = this->store.content();
     this->store.fail = true;
     this->machine.begin(commands::nv_write(as_bytes("new!")));
     std::this_thread::sleep_for(std::chrono::milliseconds(20));
@@ -111,7 +111,7 @@ TYPED_TEST(TpmCommands, RetryWhileTheStoreRefusesAndNothingIsLost) {
     this->machine.give_up();
     EXPECT_EQ(response_code(this->transact(commands::get_random(4))), rc(TpmResponseCode::Retry));
     EXPECT_EQ(response_code(this->transact(commands::nv_read(4))), rc(TpmResponseCode::Retry));
-    EXPECT_EQ(this->store.content, before);
+    EXPECT_EQ(this->store.content(), before);
     this->store.fail = false;
     EXPECT_TRUE(succeeded(this->transact(commands::get_random(4))));
     auto read = this->transact(commands::nv_read(4));

@@ -2,9 +2,12 @@
 // edk2's Tpm2DeviceLibDTpm do, register by register.
 #pragma once
 
+#include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <functional>
 #include <memory>
+#include <mutex>
 #include <thread>
 
 #include <gtest/gtest.h>
@@ -175,6 +178,26 @@ private:
     uint64_t m_base;
 };
 
+// A FakeNvStore for the TPM's thread and the test's at once.
+class SharedNvStore final : public devices::NvStore {
+public:
+    Result<void> commit(Bytes bytes) override {
+        if (fail) return Error(ErrorCode::NoSpace, "fake store is full");
+        std::lock_guard lock(m_mutex);
+        m_content.assign(bytes.begin(), bytes.end());
+        return {};
+    }
+    ByteVector content() const {
+        std::lock_guard lock(m_mutex);
+        return m_content;
+    }
+    std::atomic<bool> fail{false};
+
+private:
+    mutable std::mutex m_mutex;
+    ByteVector m_content;
+};
+
 // A machine with a real TPM. power_cycle() is what a power button does: all but the store is new.
 class TpmMachine {
 public:
@@ -199,10 +222,10 @@ public:
     virtual ByteVector end() = 0;
 
 protected:
-    explicit TpmMachine(FakeNvStore& store) : m_store(store) {}
+    explicit TpmMachine(SharedNvStore& store) : m_store(store) {}
     void power_on(devices::TpmManufacture manufacture) {
         std::optional<ByteVector> stored;
-        if (manufacture == devices::TpmManufacture::No) stored = m_store.content;
+        if (manufacture == devices::TpmManufacture::No) stored = m_store.content();
         auto tpm = devices::LibtpmsBackend::create(std::move(stored), manufacture, m_store);
         ASSERT_TRUE(tpm) << tpm.error().message();
         m_tpm = *std::move(tpm);
@@ -214,7 +237,7 @@ protected:
     virtual void unplug() = 0;
 
 private:
-    FakeNvStore& m_store;
+    SharedNvStore& m_store;
     ManualScheduler m_scheduler;
     std::unique_ptr<devices::LibtpmsBackend> m_tpm;
     std::unique_ptr<GuestBus> m_bus;
@@ -222,7 +245,7 @@ private:
 
 class CrbMachine final : public TpmMachine {
 public:
-    explicit CrbMachine(FakeNvStore& store) : TpmMachine(store) { power_on(devices::TpmManufacture::Yes); }
+    explicit CrbMachine(SharedNvStore& store) : TpmMachine(store) { power_on(devices::TpmManufacture::Yes); }
     devices::Device& device() override { return *m_crb; }
     void begin(Bytes command) override { ASSERT_TRUE(m_driver->begin(command)); }
     bool running() override { return m_driver->running(); }
@@ -247,7 +270,7 @@ private:
 
 class TisMachine final : public TpmMachine {
 public:
-    explicit TisMachine(FakeNvStore& store) : TpmMachine(store) { power_on(devices::TpmManufacture::Yes); }
+    explicit TisMachine(SharedNvStore& store) : TpmMachine(store) { power_on(devices::TpmManufacture::Yes); }
     devices::Device& device() override { return *m_tis; }
     void begin(Bytes command) override {
         ASSERT_TRUE(m_driver->request_locality());
