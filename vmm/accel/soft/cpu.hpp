@@ -179,6 +179,7 @@ struct alignas(64) Cpu {
     GuestIo* io = nullptr;
     devices::CpuInterrupts* interrupts = nullptr;
     uint64_t tsc_hz = 0;
+    void* translator = nullptr;           // translate/'s own; null in tests of system/ alone
 
     // -- counters --
     uint64_t tlb_fills = 0;

@@ -21,77 +21,99 @@ MnemonicSet make_set(std::initializer_list<ZydisMnemonic> list) {
 
 MnemonicSet const& integer_set() {
     static MnemonicSet const set = make_set({
-        M(ADC), M(ADD), M(AND), M(BSF), M(BSR), M(BSWAP), M(BT), M(BTC), M(BTR), M(BTS), M(CBW), M(CDQ), M(CDQE),
-        M(CLC), M(CLD), M(CMC), M(CMP), M(CMPXCHG), M(CMPXCHG16B), M(CMPXCHG8B), M(CQO), M(CWD), M(CWDE), M(DEC),
-        M(DIV), M(IDIV), M(IMUL), M(INC), M(LAHF), M(LEA), M(MOV), M(MOVSX), M(MOVSXD), M(MOVZX), M(MUL), M(NEG),
-        M(NOP), M(NOT), M(OR), M(PAUSE), M(RCL), M(RCR), M(ROL), M(ROR), M(SAHF), M(SAR), M(SBB), M(SHL), M(SHLD),
-        M(SHR), M(SHRD), M(STC), M(STD), M(SUB), M(TEST), M(XADD), M(XCHG), M(XLAT), M(XOR),
-        M(CMOVB), M(CMOVBE), M(CMOVL), M(CMOVLE), M(CMOVNB), M(CMOVNBE), M(CMOVNL), M(CMOVNLE), M(CMOVNO), M(CMOVNP),
-        M(CMOVNS), M(CMOVNZ), M(CMOVO), M(CMOVP), M(CMOVS), M(CMOVZ),
-        M(SETB), M(SETBE), M(SETL), M(SETLE), M(SETNB), M(SETNBE), M(SETNL), M(SETNLE), M(SETNO), M(SETNP), M(SETNS),
-        M(SETNZ), M(SETO), M(SETP), M(SETS), M(SETZ),
-        M(LFENCE), M(MFENCE), M(SFENCE), M(PREFETCH), M(PREFETCHNTA), M(PREFETCHT0), M(PREFETCHT1), M(PREFETCHT2),
-        M(PREFETCHW), M(PREFETCHWT1), M(CLFLUSH), M(MOVNTI), M(MOVBE), M(POPCNT), M(CRC32), M(RDRAND), M(RDSEED),
+        M(ADC),        M(ADD),       M(AND),         M(BSF),      M(BSR),         M(BSWAP),      M(BT),
+        M(BTC),        M(BTR),       M(BTS),         M(CBW),      M(CDQ),         M(CDQE),       M(CLC),
+        M(CLD),        M(CMC),       M(CMP),         M(CMPXCHG),  M(CMPXCHG16B),  M(CMPXCHG8B),  M(CQO),
+        M(CWD),        M(CWDE),      M(DEC),         M(DIV),      M(IDIV),        M(IMUL),       M(INC),
+        M(LAHF),       M(LEA),       M(MOV),         M(MOVSX),    M(MOVSXD),      M(MOVZX),      M(MUL),
+        M(NEG),        M(NOP),       M(NOT),         M(OR),       M(PAUSE),       M(RCL),        M(RCR),
+        M(ROL),        M(ROR),       M(SAHF),        M(SAR),      M(SBB),         M(SHL),        M(SHLD),
+        M(SHR),        M(SHRD),      M(STC),         M(STD),      M(SUB),         M(TEST),       M(XADD),
+        M(XCHG),       M(XLAT),      M(XOR),         M(CMOVB),    M(CMOVBE),      M(CMOVL),      M(CMOVLE),
+        M(CMOVNB),     M(CMOVNBE),   M(CMOVNL),      M(CMOVNLE),  M(CMOVNO),      M(CMOVNP),     M(CMOVNS),
+        M(CMOVNZ),     M(CMOVO),     M(CMOVP),       M(CMOVS),    M(CMOVZ),       M(SETB),       M(SETBE),
+        M(SETL),       M(SETLE),     M(SETNB),       M(SETNBE),   M(SETNL),       M(SETNLE),     M(SETNO),
+        M(SETNP),      M(SETNS),     M(SETNZ),       M(SETO),     M(SETP),        M(SETS),       M(SETZ),
+        M(LFENCE),     M(MFENCE),    M(SFENCE),      M(PREFETCH), M(PREFETCHNTA), M(PREFETCHT0), M(PREFETCHT1),
+        M(PREFETCHT2), M(PREFETCHW), M(PREFETCHWT1), M(CLFLUSH),  M(MOVNTI),      M(MOVBE),      M(POPCNT),
+        M(CRC32),      M(RDRAND),    M(RDSEED),
     });
     return set;
 }
 
 MnemonicSet const& x87_set() {
     static MnemonicSet const set = make_set({
-        M(F2XM1), M(FABS), M(FADD), M(FADDP), M(FBLD), M(FBSTP), M(FCHS), M(FCMOVB), M(FCMOVBE), M(FCMOVE),
-        M(FCMOVNB), M(FCMOVNBE), M(FCMOVNE), M(FCMOVNU), M(FCMOVU), M(FCOM), M(FCOMI), M(FCOMIP), M(FCOMP), M(FCOMPP),
-        M(FCOS), M(FDECSTP), M(FDISI8087_NOP), M(FDIV), M(FDIVP), M(FDIVR), M(FDIVRP), M(FENI8087_NOP), M(FFREE),
-        M(FFREEP), M(FIADD), M(FICOM), M(FICOMP), M(FIDIV), M(FIDIVR), M(FILD), M(FIMUL), M(FINCSTP), M(FIST),
-        M(FISTP), M(FISTTP), M(FISUB), M(FISUBR), M(FLD), M(FLD1), M(FLDCW), M(FLDENV), M(FLDL2E), M(FLDL2T),
-        M(FLDLG2), M(FLDLN2), M(FLDPI), M(FLDZ), M(FMUL), M(FMULP), M(FNCLEX), M(FNINIT), M(FNOP), M(FNSAVE),
-        M(FNSTCW), M(FNSTENV), M(FNSTSW), M(FPATAN), M(FPREM), M(FPREM1), M(FPTAN), M(FRNDINT), M(FRSTOR), M(FSCALE),
-        M(FSETPM287_NOP), M(FSIN), M(FSINCOS), M(FSQRT), M(FST), M(FSTP), M(FSTPNCE), M(FSUB), M(FSUBP), M(FSUBR),
-        M(FSUBRP), M(FTST), M(FUCOM), M(FUCOMI), M(FUCOMIP), M(FUCOMP), M(FUCOMPP), M(FWAIT), M(FXAM), M(FXCH),
-        M(FXTRACT), M(FYL2X), M(FYL2XP1), M(EMMS),
+        M(F2XM1),   M(FABS),    M(FADD),    M(FADDP),        M(FBLD),    M(FBSTP),         M(FCHS),          M(FCMOVB),
+        M(FCMOVBE), M(FCMOVE),  M(FCMOVNB), M(FCMOVNBE),     M(FCMOVNE), M(FCMOVNU),       M(FCMOVU),        M(FCOM),
+        M(FCOMI),   M(FCOMIP),  M(FCOMP),   M(FCOMPP),       M(FCOS),    M(FDECSTP),       M(FDISI8087_NOP), M(FDIV),
+        M(FDIVP),   M(FDIVR),   M(FDIVRP),  M(FENI8087_NOP), M(FFREE),   M(FFREEP),        M(FIADD),         M(FICOM),
+        M(FICOMP),  M(FIDIV),   M(FIDIVR),  M(FILD),         M(FIMUL),   M(FINCSTP),       M(FIST),          M(FISTP),
+        M(FISTTP),  M(FISUB),   M(FISUBR),  M(FLD),          M(FLD1),    M(FLDCW),         M(FLDENV),        M(FLDL2E),
+        M(FLDL2T),  M(FLDLG2),  M(FLDLN2),  M(FLDPI),        M(FLDZ),    M(FMUL),          M(FMULP),         M(FNCLEX),
+        M(FNINIT),  M(FNOP),    M(FNSAVE),  M(FNSTCW),       M(FNSTENV), M(FNSTSW),        M(FPATAN),        M(FPREM),
+        M(FPREM1),  M(FPTAN),   M(FRNDINT), M(FRSTOR),       M(FSCALE),  M(FSETPM287_NOP), M(FSIN),          M(FSINCOS),
+        M(FSQRT),   M(FST),     M(FSTP),    M(FSTPNCE),      M(FSUB),    M(FSUBP),         M(FSUBR),         M(FSUBRP),
+        M(FTST),    M(FUCOM),   M(FUCOMI),  M(FUCOMIP),      M(FUCOMP),  M(FUCOMPP),       M(FWAIT),         M(FXAM),
+        M(FXCH),    M(FXTRACT), M(FYL2X),   M(FYL2XP1),      M(EMMS),
     });
     return set;
 }
 
 MnemonicSet const& vector_set() {
     static MnemonicSet const set = make_set({
-        M(ADDPD), M(ADDPS), M(ADDSD), M(ADDSS), M(ADDSUBPD), M(ADDSUBPS), M(AESDEC), M(AESDECLAST), M(AESENC),
-        M(AESENCLAST), M(AESIMC), M(AESKEYGENASSIST), M(ANDNPD), M(ANDNPS), M(ANDPD), M(ANDPS), M(BLENDPD),
-        M(BLENDPS), M(BLENDVPD), M(BLENDVPS), M(CMPPD), M(CMPPS), M(CMPSD), M(CMPSS), M(COMISD), M(COMISS),
-        M(CVTDQ2PD), M(CVTDQ2PS), M(CVTPD2DQ), M(CVTPD2PI), M(CVTPD2PS), M(CVTPI2PD), M(CVTPI2PS), M(CVTPS2DQ),
-        M(CVTPS2PD), M(CVTPS2PI), M(CVTSD2SI), M(CVTSD2SS), M(CVTSI2SD), M(CVTSI2SS), M(CVTSS2SD), M(CVTSS2SI),
-        M(CVTTPD2DQ), M(CVTTPD2PI), M(CVTTPS2DQ), M(CVTTPS2PI), M(CVTTSD2SI), M(CVTTSS2SI), M(DIVPD), M(DIVPS),
-        M(DIVSD), M(DIVSS), M(DPPD), M(DPPS), M(EXTRACTPS), M(HADDPD), M(HADDPS), M(HSUBPD), M(HSUBPS), M(INSERTPS),
-        M(LDDQU), M(LDMXCSR), M(MAXPD), M(MAXPS), M(MAXSD), M(MAXSS), M(MINPD), M(MINPS), M(MINSD), M(MINSS),
-        M(MOVAPD), M(MOVAPS), M(MOVD), M(MOVDDUP), M(MOVDQ2Q), M(MOVDQA), M(MOVDQU), M(MOVHLPS), M(MOVHPD),
-        M(MOVHPS), M(MOVLHPS), M(MOVLPD), M(MOVLPS), M(MOVMSKPD), M(MOVMSKPS), M(MOVNTDQ), M(MOVNTDQA), M(MOVNTPD),
-        M(MOVNTPS), M(MOVNTQ), M(MOVQ), M(MOVQ2DQ), M(MOVSD), M(MOVSHDUP), M(MOVSLDUP), M(MOVSS), M(MOVUPD),
-        M(MOVUPS), M(MPSADBW), M(MULPD), M(MULPS), M(MULSD), M(MULSS), M(ORPD), M(ORPS), M(PABSB), M(PABSD), M(PABSW),
-        M(PACKSSDW), M(PACKSSWB), M(PACKUSDW), M(PACKUSWB), M(PADDB), M(PADDD), M(PADDQ), M(PADDSB), M(PADDSW),
-        M(PADDUSB), M(PADDUSW), M(PADDW), M(PALIGNR), M(PAND), M(PANDN), M(PAVGB), M(PAVGW), M(PBLENDVB), M(PBLENDW),
-        M(PCLMULQDQ), M(PCMPEQB), M(PCMPEQD), M(PCMPEQQ), M(PCMPEQW), M(PCMPESTRI), M(PCMPESTRM), M(PCMPGTB),
-        M(PCMPGTD), M(PCMPGTQ), M(PCMPGTW), M(PCMPISTRI), M(PCMPISTRM), M(PEXTRB), M(PEXTRD), M(PEXTRQ), M(PEXTRW),
-        M(PHADDD), M(PHADDSW), M(PHADDW), M(PHMINPOSUW), M(PHSUBD), M(PHSUBSW), M(PHSUBW), M(PINSRB), M(PINSRD),
-        M(PINSRQ), M(PINSRW), M(PMADDUBSW), M(PMADDWD), M(PMAXSB), M(PMAXSD), M(PMAXSW), M(PMAXUB), M(PMAXUD),
-        M(PMAXUW), M(PMINSB), M(PMINSD), M(PMINSW), M(PMINUB), M(PMINUD), M(PMINUW), M(PMOVMSKB), M(PMOVSXBD),
-        M(PMOVSXBQ), M(PMOVSXBW), M(PMOVSXDQ), M(PMOVSXWD), M(PMOVSXWQ), M(PMOVZXBD), M(PMOVZXBQ), M(PMOVZXBW),
-        M(PMOVZXDQ), M(PMOVZXWD), M(PMOVZXWQ), M(PMULDQ), M(PMULHRSW), M(PMULHUW), M(PMULHW), M(PMULLD), M(PMULLW),
-        M(PMULUDQ), M(POR), M(PSADBW), M(PSHUFB), M(PSHUFD), M(PSHUFHW), M(PSHUFLW), M(PSHUFW), M(PSIGNB), M(PSIGND),
-        M(PSIGNW), M(PSLLD), M(PSLLDQ), M(PSLLQ), M(PSLLW), M(PSRAD), M(PSRAW), M(PSRLD), M(PSRLDQ), M(PSRLQ),
-        M(PSRLW), M(PSUBB), M(PSUBD), M(PSUBQ), M(PSUBSB), M(PSUBSW), M(PSUBUSB), M(PSUBUSW), M(PSUBW), M(PTEST),
-        M(PUNPCKHBW), M(PUNPCKHDQ), M(PUNPCKHQDQ), M(PUNPCKHWD), M(PUNPCKLBW), M(PUNPCKLDQ), M(PUNPCKLQDQ),
-        M(PUNPCKLWD), M(PXOR), M(RCPPS), M(RCPSS), M(ROUNDPD), M(ROUNDPS), M(ROUNDSD), M(ROUNDSS), M(RSQRTPS),
-        M(RSQRTSS), M(SHA1MSG1), M(SHA1MSG2), M(SHA1NEXTE), M(SHA1RNDS4), M(SHA256MSG1), M(SHA256MSG2),
-        M(SHA256RNDS2), M(SHUFPD), M(SHUFPS), M(SQRTPD), M(SQRTPS), M(SQRTSD), M(SQRTSS), M(STMXCSR), M(SUBPD),
-        M(SUBPS), M(SUBSD), M(SUBSS), M(UCOMISD), M(UCOMISS), M(UNPCKHPD), M(UNPCKHPS), M(UNPCKLPD), M(UNPCKLPS),
-        M(XORPD), M(XORPS), M(MASKMOVQ), M(MASKMOVDQU),
+        M(ADDPD),      M(ADDPS),       M(ADDSD),      M(ADDSS),      M(ADDSUBPD),   M(ADDSUBPS),
+        M(AESDEC),     M(AESDECLAST),  M(AESENC),     M(AESENCLAST), M(AESIMC),     M(AESKEYGENASSIST),
+        M(ANDNPD),     M(ANDNPS),      M(ANDPD),      M(ANDPS),      M(BLENDPD),    M(BLENDPS),
+        M(BLENDVPD),   M(BLENDVPS),    M(CMPPD),      M(CMPPS),      M(CMPSD),      M(CMPSS),
+        M(COMISD),     M(COMISS),      M(CVTDQ2PD),   M(CVTDQ2PS),   M(CVTPD2DQ),   M(CVTPD2PI),
+        M(CVTPD2PS),   M(CVTPI2PD),    M(CVTPI2PS),   M(CVTPS2DQ),   M(CVTPS2PD),   M(CVTPS2PI),
+        M(CVTSD2SI),   M(CVTSD2SS),    M(CVTSI2SD),   M(CVTSI2SS),   M(CVTSS2SD),   M(CVTSS2SI),
+        M(CVTTPD2DQ),  M(CVTTPD2PI),   M(CVTTPS2DQ),  M(CVTTPS2PI),  M(CVTTSD2SI),  M(CVTTSS2SI),
+        M(DIVPD),      M(DIVPS),       M(DIVSD),      M(DIVSS),      M(DPPD),       M(DPPS),
+        M(EXTRACTPS),  M(HADDPD),      M(HADDPS),     M(HSUBPD),     M(HSUBPS),     M(INSERTPS),
+        M(LDDQU),      M(LDMXCSR),     M(MAXPD),      M(MAXPS),      M(MAXSD),      M(MAXSS),
+        M(MINPD),      M(MINPS),       M(MINSD),      M(MINSS),      M(MOVAPD),     M(MOVAPS),
+        M(MOVD),       M(MOVDDUP),     M(MOVDQ2Q),    M(MOVDQA),     M(MOVDQU),     M(MOVHLPS),
+        M(MOVHPD),     M(MOVHPS),      M(MOVLHPS),    M(MOVLPD),     M(MOVLPS),     M(MOVMSKPD),
+        M(MOVMSKPS),   M(MOVNTDQ),     M(MOVNTDQA),   M(MOVNTPD),    M(MOVNTPS),    M(MOVNTQ),
+        M(MOVQ),       M(MOVQ2DQ),     M(MOVSD),      M(MOVSHDUP),   M(MOVSLDUP),   M(MOVSS),
+        M(MOVUPD),     M(MOVUPS),      M(MPSADBW),    M(MULPD),      M(MULPS),      M(MULSD),
+        M(MULSS),      M(ORPD),        M(ORPS),       M(PABSB),      M(PABSD),      M(PABSW),
+        M(PACKSSDW),   M(PACKSSWB),    M(PACKUSDW),   M(PACKUSWB),   M(PADDB),      M(PADDD),
+        M(PADDQ),      M(PADDSB),      M(PADDSW),     M(PADDUSB),    M(PADDUSW),    M(PADDW),
+        M(PALIGNR),    M(PAND),        M(PANDN),      M(PAVGB),      M(PAVGW),      M(PBLENDVB),
+        M(PBLENDW),    M(PCLMULQDQ),   M(PCMPEQB),    M(PCMPEQD),    M(PCMPEQQ),    M(PCMPEQW),
+        M(PCMPESTRI),  M(PCMPESTRM),   M(PCMPGTB),    M(PCMPGTD),    M(PCMPGTQ),    M(PCMPGTW),
+        M(PCMPISTRI),  M(PCMPISTRM),   M(PEXTRB),     M(PEXTRD),     M(PEXTRQ),     M(PEXTRW),
+        M(PHADDD),     M(PHADDSW),     M(PHADDW),     M(PHMINPOSUW), M(PHSUBD),     M(PHSUBSW),
+        M(PHSUBW),     M(PINSRB),      M(PINSRD),     M(PINSRQ),     M(PINSRW),     M(PMADDUBSW),
+        M(PMADDWD),    M(PMAXSB),      M(PMAXSD),     M(PMAXSW),     M(PMAXUB),     M(PMAXUD),
+        M(PMAXUW),     M(PMINSB),      M(PMINSD),     M(PMINSW),     M(PMINUB),     M(PMINUD),
+        M(PMINUW),     M(PMOVMSKB),    M(PMOVSXBD),   M(PMOVSXBQ),   M(PMOVSXBW),   M(PMOVSXDQ),
+        M(PMOVSXWD),   M(PMOVSXWQ),    M(PMOVZXBD),   M(PMOVZXBQ),   M(PMOVZXBW),   M(PMOVZXDQ),
+        M(PMOVZXWD),   M(PMOVZXWQ),    M(PMULDQ),     M(PMULHRSW),   M(PMULHUW),    M(PMULHW),
+        M(PMULLD),     M(PMULLW),      M(PMULUDQ),    M(POR),        M(PSADBW),     M(PSHUFB),
+        M(PSHUFD),     M(PSHUFHW),     M(PSHUFLW),    M(PSHUFW),     M(PSIGNB),     M(PSIGND),
+        M(PSIGNW),     M(PSLLD),       M(PSLLDQ),     M(PSLLQ),      M(PSLLW),      M(PSRAD),
+        M(PSRAW),      M(PSRLD),       M(PSRLDQ),     M(PSRLQ),      M(PSRLW),      M(PSUBB),
+        M(PSUBD),      M(PSUBQ),       M(PSUBSB),     M(PSUBSW),     M(PSUBUSB),    M(PSUBUSW),
+        M(PSUBW),      M(PTEST),       M(PUNPCKHBW),  M(PUNPCKHDQ),  M(PUNPCKHQDQ), M(PUNPCKHWD),
+        M(PUNPCKLBW),  M(PUNPCKLDQ),   M(PUNPCKLQDQ), M(PUNPCKLWD),  M(PXOR),       M(RCPPS),
+        M(RCPSS),      M(ROUNDPD),     M(ROUNDPS),    M(ROUNDSD),    M(ROUNDSS),    M(RSQRTPS),
+        M(RSQRTSS),    M(SHA1MSG1),    M(SHA1MSG2),   M(SHA1NEXTE),  M(SHA1RNDS4),  M(SHA256MSG1),
+        M(SHA256MSG2), M(SHA256RNDS2), M(SHUFPD),     M(SHUFPS),     M(SQRTPD),     M(SQRTPS),
+        M(SQRTSD),     M(SQRTSS),      M(STMXCSR),    M(SUBPD),      M(SUBPS),      M(SUBSD),
+        M(SUBSS),      M(UCOMISD),     M(UCOMISS),    M(UNPCKHPD),   M(UNPCKHPS),   M(UNPCKLPD),
+        M(UNPCKLPS),   M(XORPD),       M(XORPS),      M(MASKMOVQ),   M(MASKMOVDQU),
     });
     return set;
 }
 
 MnemonicSet const& branch_set() {
     static MnemonicSet const set = make_set({
-        M(CALL), M(JMP), M(RET), M(JB), M(JBE), M(JL), M(JLE), M(JNB), M(JNBE), M(JNL), M(JNLE), M(JNO), M(JNP), M(JNS),
-        M(JNZ), M(JO), M(JP), M(JS), M(JZ), M(JCXZ), M(JECXZ), M(JRCXZ), M(LOOP), M(LOOPE), M(LOOPNE),
+        M(CALL), M(JMP),  M(RET),   M(JB),    M(JBE),  M(JL),    M(JLE),    M(JNB), M(JNBE),
+        M(JNL),  M(JNLE), M(JNO),   M(JNP),   M(JNS),  M(JNZ),   M(JO),     M(JP),  M(JS),
+        M(JZ),   M(JCXZ), M(JECXZ), M(JRCXZ), M(LOOP), M(LOOPE), M(LOOPNE),
     });
     return set;
 }
@@ -188,7 +210,7 @@ InsnClass class_by_mnemonic(Decoded const& decoded) {
     return InsnClass::System;
 }
 
-}  // namespace
+} // namespace
 
 void classify(Decoded& decoded) noexcept {
     decoded.memory = {};
@@ -259,4 +281,4 @@ void classify(Decoded& decoded) noexcept {
 
 #undef M
 
-}  // namespace coffer::vmm::soft
+} // namespace coffer::vmm::soft

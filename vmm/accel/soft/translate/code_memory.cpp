@@ -25,7 +25,7 @@ void release(void* data, size_t size) {
     if (data) munmap(static_cast<std::byte*>(data) - k_guard, size + 2 * k_guard);
 }
 
-}  // namespace
+} // namespace
 
 Result<CodeMemory> CodeMemory::create(size_t size) {
     CodeMemory memory;
@@ -44,7 +44,7 @@ Result<CodeMemory> CodeMemory::create(size_t size) {
                               "look for noexec rules of SELinux or a sandbox",
                               error);
         }
-        return reinterpret_cast<uint8_t*>(range);  // SAFETY: bytes of the mapping just made
+        return reinterpret_cast<uint8_t*>(range); // SAFETY: bytes of the mapping just made
     };
     memory.m_writable = TRY(map(PROT_READ | PROT_WRITE));
     memory.m_executable = TRY(map(PROT_READ | PROT_EXEC));
@@ -76,6 +76,8 @@ Result<GuardedMemory> GuardedMemory::create(size_t size) {
 GuardedMemory::GuardedMemory(GuardedMemory&& other) noexcept
     : m_data(std::exchange(other.m_data, nullptr)), m_size(other.m_size) {}
 
-GuardedMemory::~GuardedMemory() { release(m_data, m_size); }
+GuardedMemory::~GuardedMemory() {
+    release(m_data, m_size);
+}
 
-}  // namespace coffer::vmm::soft
+} // namespace coffer::vmm::soft

@@ -21,7 +21,7 @@ public:
     uint8_t* writable() const noexcept { return m_writable; }
     size_t size() const noexcept { return m_size; }
     bool contains(uintptr_t address) const noexcept {
-        return address - reinterpret_cast<uintptr_t>(m_executable) < m_size;  // SAFETY: compared, not followed
+        return address - reinterpret_cast<uintptr_t>(m_executable) < m_size; // SAFETY: compared, not followed
     }
 
 private:
@@ -50,4 +50,4 @@ private:
     size_t m_size = 0;
 };
 
-}  // namespace coffer::vmm::soft
+} // namespace coffer::vmm::soft

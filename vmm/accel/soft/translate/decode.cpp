@@ -30,7 +30,7 @@ ZydisDecoder const& decoder_for(unsigned code_bits) {
     return code_bits == 64 ? decoders.bits64 : code_bits == 32 ? decoders.bits32 : decoders.bits16;
 }
 
-}  // namespace
+} // namespace
 
 DecodeStatus decode(unsigned code_bits, std::span<uint8_t const> bytes, Decoded& to) noexcept {
     if (bytes.size() > to.bytes.size()) bytes = bytes.first(to.bytes.size());
@@ -50,8 +50,12 @@ DecodeStatus decode(unsigned code_bits, std::span<uint8_t const> bytes, Decoded&
     return DecodeStatus::Ok;
 }
 
-bool is_gpr(ZydisRegister reg) noexcept { return reg >= ZYDIS_REGISTER_AL && reg <= ZYDIS_REGISTER_R15; }
-bool is_high_byte(ZydisRegister reg) noexcept { return reg >= ZYDIS_REGISTER_AH && reg <= ZYDIS_REGISTER_BH; }
+bool is_gpr(ZydisRegister reg) noexcept {
+    return reg >= ZYDIS_REGISTER_AL && reg <= ZYDIS_REGISTER_R15;
+}
+bool is_high_byte(ZydisRegister reg) noexcept {
+    return reg >= ZYDIS_REGISTER_AH && reg <= ZYDIS_REGISTER_BH;
+}
 
 unsigned gpr_number(ZydisRegister reg) noexcept {
     if (reg >= ZYDIS_REGISTER_RAX) return static_cast<unsigned>(reg - ZYDIS_REGISTER_RAX);
@@ -74,15 +78,17 @@ uint64_t effective_offset(Decoded const& decoded, std::array<uint64_t, 16> const
     auto value_of = [&](ZydisRegister reg) -> uint64_t {
         uint64_t value = gpr[gpr_number(reg)];
         switch (gpr_bytes(reg)) {
-        case 1: return value & 0xFF;  // XLAT's AL
+        case 1: return value & 0xFF; // XLAT's AL
         case 2: return value & 0xFFFF;
         case 4: return value & 0xFFFF'FFFF;
         default: return value;
         }
     };
     uint64_t offset = static_cast<uint64_t>(mem.disp.value);
-    if (mem.base == ZYDIS_REGISTER_RIP || mem.base == ZYDIS_REGISTER_EIP) offset += next_rip;
-    else if (mem.base != ZYDIS_REGISTER_NONE) offset += value_of(mem.base);
+    if (mem.base == ZYDIS_REGISTER_RIP || mem.base == ZYDIS_REGISTER_EIP)
+        offset += next_rip;
+    else if (mem.base != ZYDIS_REGISTER_NONE)
+        offset += value_of(mem.base);
     if (mem.index != ZYDIS_REGISTER_NONE) offset += value_of(mem.index) * (mem.scale ? mem.scale : 1);
     if (decoded.bit_string) {
         ZydisRegister index_register = decoded.operands[1].reg.value;
@@ -100,4 +106,4 @@ uint64_t effective_offset(Decoded const& decoded, std::array<uint64_t, 16> const
     }
 }
 
-}  // namespace coffer::vmm::soft
+} // namespace coffer::vmm::soft

@@ -14,11 +14,11 @@ namespace coffer::vmm::soft {
 
 // What may be done with an instruction. Only Plain ones ever reach the host CPU.
 enum class InsnClass : uint8_t {
-    Plain,      // re-encoded and run natively
-    Branch,     // near control flow: translated
-    Stack,      // PUSH, POP, LEAVE of general registers, immediates and memory: translated in flat code
-    System,     // execute_system()
-    Undefined,  // #UD
+    Plain,     // re-encoded and run natively
+    Branch,    // near control flow: translated
+    Stack,     // PUSH, POP, LEAVE of general registers, immediates and memory: translated in flat code
+    System,    // execute_system()
+    Undefined, // #UD
 };
 
 // Which part of the FPU an instruction needs (CR0.EM, CR0.TS, CR4.OSFXSR; SDM vol. 3, 2.5 and 13.1).
@@ -29,11 +29,11 @@ struct MemoryAccess {
     bool present = false;
     bool read = false;
     bool write = false;
-    uint8_t operand = 0;  // index into Decoded::operands
+    uint8_t operand = 0; // index into Decoded::operands
     SegmentName segment = SegmentName::Ds;
-    uint16_t size = 0;  // bytes, at most k_max_memory_operand
+    uint16_t size = 0; // bytes, at most k_max_memory_operand
 };
-constexpr size_t k_max_memory_operand = 108;  // FNSAVE
+constexpr size_t k_max_memory_operand = 108; // FNSAVE
 
 struct Decoded {
     ZydisDecodedInstruction insn;
@@ -42,8 +42,8 @@ struct Decoded {
     uint8_t code_bits = 0;
     InsnClass cls = InsnClass::Undefined;
     FpuUse fpu = FpuUse::None;
-    bool bit_string = false;  // BT, BTS, BTR, BTC of memory by a register: the index reaches beyond the operand
-    bool scrub = false;       // stores the FPU's instruction and data pointers, which are the host's: native_step() alone
+    bool bit_string = false; // BT, BTS, BTR, BTC of memory by a register: the index reaches beyond the operand
+    bool scrub = false; // stores the FPU's instruction and data pointers, which are the host's: native_step() alone
     MemoryAccess memory;
 
     uint8_t length() const { return insn.length; }
@@ -52,9 +52,9 @@ struct Decoded {
 
 enum class DecodeStatus : uint8_t {
     Ok,
-    NeedMore,   // the bytes end within the instruction
-    TooLong,    // more than 15 bytes: #GP(0)
-    Undefined,  // #UD
+    NeedMore,  // the bytes end within the instruction
+    TooLong,   // more than 15 bytes: #GP(0)
+    Undefined, // #UD
 };
 
 // Decodes at most 15 of `bytes` as `code_bits` (16, 32, 64) code and classifies. BMI, LZCNT, CET and MPX are masked:
@@ -75,4 +75,4 @@ bool is_high_byte(ZydisRegister reg) noexcept;
 // Bytes of a general register.
 unsigned gpr_bytes(ZydisRegister reg) noexcept;
 
-}  // namespace coffer::vmm::soft
+} // namespace coffer::vmm::soft

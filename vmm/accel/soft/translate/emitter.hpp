@@ -14,8 +14,12 @@ namespace coffer::vmm::soft {
 // Cpu::gpr); r14 and r15 are scratch, rsp is the state pointer.
 enum class Host : uint8_t { rax, rcx, rdx, rbx, rsp, rbp, rsi, rdi, r8, r9, r10, r11, r12, r13, r14, r15 };
 
-constexpr uint8_t low3(Host reg) { return static_cast<uint8_t>(reg) & 7; }
-constexpr uint8_t bit3(Host reg) { return static_cast<uint8_t>(reg) >> 3; }
+constexpr uint8_t low3(Host reg) {
+    return static_cast<uint8_t>(reg) & 7;
+}
+constexpr uint8_t bit3(Host reg) {
+    return static_cast<uint8_t>(reg) >> 3;
+}
 
 class Emitter {
 public:
@@ -103,8 +107,10 @@ public:
         bool disp8 = disp == static_cast<int8_t>(disp);
         bytes(static_cast<uint8_t>((disp8 ? 0x44 : 0x84) | low3(to) << 3),
               static_cast<uint8_t>(scale_log2 << 6 | low3(index) << 3 | low3(base)));
-        if (disp8) byte(static_cast<uint8_t>(disp));
-        else dword(static_cast<uint32_t>(disp));
+        if (disp8)
+            byte(static_cast<uint8_t>(disp));
+        else
+            dword(static_cast<uint32_t>(disp));
     }
     // lea to, [index*scale + disp32]
     void lea_scaled(Host to, Host index, uint8_t scale_log2, int32_t disp, bool wide = true) {
@@ -118,8 +124,10 @@ public:
         rex(wide, 0, 0, bit3(rm));
         bool imm8 = imm == static_cast<int8_t>(imm);
         bytes(imm8 ? 0x83 : 0x81, 0xC0 | extension << 3 | low3(rm));
-        if (imm8) byte(static_cast<uint8_t>(imm));
-        else dword(static_cast<uint32_t>(imm));
+        if (imm8)
+            byte(static_cast<uint8_t>(imm));
+        else
+            dword(static_cast<uint32_t>(imm));
     }
     void alu_imm32(uint8_t extension, Host rm, int32_t imm, bool wide = true) {
         rex(wide, 0, 0, bit3(rm));
@@ -136,7 +144,8 @@ public:
         if (value != 0x40 || force) byte(value);
     }
     void state_modrm(uint8_t reg, int32_t disp) {
-        if (disp == static_cast<int8_t>(disp)) bytes(0x44 | reg << 3, 0x24, static_cast<uint8_t>(disp));
+        if (disp == static_cast<int8_t>(disp))
+            bytes(0x44 | reg << 3, 0x24, static_cast<uint8_t>(disp));
         else {
             bytes(0x84 | reg << 3, 0x24);
             dword(static_cast<uint32_t>(disp));
@@ -148,8 +157,10 @@ private:
         bool disp8 = disp == static_cast<int8_t>(disp);
         byte(static_cast<uint8_t>((disp8 ? 0x40 : 0x80) | reg << 3 | low3(base)));
         if (low3(base) == 4) byte(0x24);
-        if (disp8) byte(static_cast<uint8_t>(disp));
-        else dword(static_cast<uint32_t>(disp));
+        if (disp8)
+            byte(static_cast<uint8_t>(disp));
+        else
+            dword(static_cast<uint32_t>(disp));
     }
 
     uint8_t* m_begin;
@@ -157,4 +168,4 @@ private:
     uint8_t* m_end;
 };
 
-}  // namespace coffer::vmm::soft
+} // namespace coffer::vmm::soft

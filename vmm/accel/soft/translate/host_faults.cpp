@@ -20,7 +20,14 @@ std::array<struct sigaction, k_signals.size()> g_previous;
 
 bool is_guest_visible(int64_t trap) {
     switch (trap) {
-    case 0: case 3: case 4: case 6: case 13: case 16: case 17: case 19: return true;
+    case 0:
+    case 3:
+    case 4:
+    case 6:
+    case 13:
+    case 16:
+    case 17:
+    case 19: return true;
     default: return false;
     }
 }
@@ -58,7 +65,7 @@ void on_signal(int signal, siginfo_t* info, void* context) {
     pass_on(signal, info, context);
 }
 
-}  // namespace
+} // namespace
 
 void install_host_fault_handlers() noexcept {
     static std::once_flag once;
@@ -73,7 +80,11 @@ void install_host_fault_handlers() noexcept {
     });
 }
 
-HostFaultScope::HostFaultScope(HostFaultTarget const& target) noexcept : m_previous(t_target) { t_target = &target; }
-HostFaultScope::~HostFaultScope() { t_target = m_previous; }
+HostFaultScope::HostFaultScope(HostFaultTarget const& target) noexcept : m_previous(t_target) {
+    t_target = &target;
+}
+HostFaultScope::~HostFaultScope() {
+    t_target = m_previous;
+}
 
-}  // namespace coffer::vmm::soft
+} // namespace coffer::vmm::soft

@@ -13,8 +13,8 @@ namespace coffer::vmm::soft {
 struct HostFaultTarget {
     uintptr_t code_begin = 0, code_end = 0;
     uintptr_t landing = 0;
-    uint64_t* vector = nullptr;   // written with the vector
-    uint64_t* address = nullptr;  // written with the faulting host address
+    uint64_t* vector = nullptr;  // written with the vector
+    uint64_t* address = nullptr; // written with the faulting host address
 };
 
 // Installs the handlers once; any thread.
@@ -32,4 +32,4 @@ private:
     HostFaultTarget const* m_previous;
 };
 
-}  // namespace coffer::vmm::soft
+} // namespace coffer::vmm::soft

@@ -18,7 +18,7 @@ struct alignas(64) NativeState {
     std::array<uint64_t, 16> gpr;
     uint64_t flags;
     uint64_t use_fpu;
-    uint64_t operand;  // address of the buffer: r14
+    uint64_t operand; // address of the buffer: r14
     uint64_t entry;
     uint64_t exit;
     uint64_t host_rsp;
@@ -43,7 +43,7 @@ constexpr size_t k_longest = 256;
 
 constexpr uint64_t k_no_fault = ~0ULL;
 
-}  // namespace
+} // namespace
 
 // Enters with a NativeState in rdi; the stepped code leaves through NativeState::exit, and so does a host fault.
 extern "C" {
@@ -146,10 +146,10 @@ struct NativeStep::Impl {
     }
 
     uint8_t const* code_for(Decoded const& d, uint64_t next_rip) {
-        std::string key(reinterpret_cast<char const*>(d.bytes.data()), d.length());  // SAFETY: bytes as a map's key
+        std::string key(reinterpret_cast<char const*>(d.bytes.data()), d.length()); // SAFETY: bytes as a map's key
         key.push_back(static_cast<char>(d.code_bits));
-        if (d.insn.mnemonic == ZYDIS_MNEMONIC_LEA)  // RIP-relative forms hold the address
-            key.append(reinterpret_cast<char const*>(&next_rip), sizeof next_rip);  // SAFETY: as above
+        if (d.insn.mnemonic == ZYDIS_MNEMONIC_LEA) // RIP-relative forms hold the address
+            key.append(reinterpret_cast<char const*>(&next_rip), sizeof next_rip); // SAFETY: as above
         if (auto it = known.find(key); it != known.end()) return it->second;
         if (code.size() - used < k_longest) {
             known.clear();
@@ -183,8 +183,8 @@ std::optional<Vector> NativeStep::run(Decoded const& d, uint64_t next_rip, uint6
 }
 
 std::optional<Vector> NativeStep::run(Decoded const& d, uint64_t next_rip, uint64_t linear,
-                                      std::array<uint64_t, 16>& gpr, uint64_t& rflags,
-                                      std::array<uint8_t, 512>& fxsave, std::span<uint8_t> operand) noexcept {
+                                      std::array<uint64_t, 16>& gpr, uint64_t& rflags, std::array<uint8_t, 512>& fxsave,
+                                      std::span<uint8_t> operand) noexcept {
     COFFER_ASSERT(d.cls == InsnClass::Plain);
     COFFER_ASSERT(operand.size() == (d.memory.present ? d.memory.size : 0));
     NativeState& state = *m_impl->state;
@@ -199,8 +199,8 @@ std::optional<Vector> NativeStep::run(Decoded const& d, uint64_t next_rip, uint6
     state.gpr = gpr;
     state.flags = (rflags & k_native_flags) | 0x202;
     state.use_fpu = fpu;
-    state.operand = reinterpret_cast<uint64_t>(buffer);  // SAFETY: loaded into r14 by the assembly above
-    state.entry = reinterpret_cast<uint64_t>(m_impl->code_for(d, next_rip));  // SAFETY: jumped to by the same
+    state.operand = reinterpret_cast<uint64_t>(buffer); // SAFETY: loaded into r14 by the assembly above
+    state.entry = reinterpret_cast<uint64_t>(m_impl->code_for(d, next_rip)); // SAFETY: jumped to by the same
     state.fault_vector = k_no_fault;
     {
         HostFaultScope scope(m_impl->target);
@@ -224,4 +224,4 @@ std::optional<Vector> NativeStep::run(Decoded const& d, uint64_t next_rip, uint6
     return std::nullopt;
 }
 
-}  // namespace coffer::vmm::soft
+} // namespace coffer::vmm::soft

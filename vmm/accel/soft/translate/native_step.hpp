@@ -23,9 +23,9 @@
 namespace coffer::vmm::soft {
 
 struct NativeRegisters {
-    std::array<uint64_t, 16> gpr{};       // Gpr's order
-    uint64_t rflags = 2;                  // CF, PF, AF, ZF, SF, DF and OF are used and changed, the rest is kept
-    std::array<uint8_t, 512> fxsave{};    // used where Decoded::fpu is not None
+    std::array<uint64_t, 16> gpr{};    // Gpr's order
+    uint64_t rflags = 2;               // CF, PF, AF, ZF, SF, DF and OF are used and changed, the rest is kept
+    std::array<uint8_t, 512> fxsave{}; // used where Decoded::fpu is not None
 };
 
 class NativeStep {
@@ -55,4 +55,4 @@ private:
 // Flags that live in the host's EFLAGS while guest code runs: CF, PF, AF, ZF, SF, DF, OF.
 constexpr uint64_t k_native_flags = 0xCD5;
 
-}  // namespace coffer::vmm::soft
+} // namespace coffer::vmm::soft

@@ -6,10 +6,15 @@ namespace {
 
 bool vector_isa(ZydisDecodedInstruction const& insn) {
     switch (insn.meta.isa_ext) {
-    case ZYDIS_ISA_EXT_MMX: case ZYDIS_ISA_EXT_SSE: case ZYDIS_ISA_EXT_SSE2: case ZYDIS_ISA_EXT_SSE3:
-    case ZYDIS_ISA_EXT_SSSE3: case ZYDIS_ISA_EXT_SSE4: case ZYDIS_ISA_EXT_AES: case ZYDIS_ISA_EXT_PCLMULQDQ:
-    case ZYDIS_ISA_EXT_SHA:
-        return insn.mnemonic != ZYDIS_MNEMONIC_POPCNT && insn.mnemonic != ZYDIS_MNEMONIC_CRC32;
+    case ZYDIS_ISA_EXT_MMX:
+    case ZYDIS_ISA_EXT_SSE:
+    case ZYDIS_ISA_EXT_SSE2:
+    case ZYDIS_ISA_EXT_SSE3:
+    case ZYDIS_ISA_EXT_SSSE3:
+    case ZYDIS_ISA_EXT_SSE4:
+    case ZYDIS_ISA_EXT_AES:
+    case ZYDIS_ISA_EXT_PCLMULQDQ:
+    case ZYDIS_ISA_EXT_SHA: return insn.mnemonic != ZYDIS_MNEMONIC_POPCNT && insn.mnemonic != ZYDIS_MNEMONIC_CRC32;
     default: return false;
     }
 }
@@ -18,14 +23,14 @@ bool vector_isa(ZydisDecodedInstruction const& insn) {
 struct Encoding {
     bool lock = false;
     bool size66 = false;
-    uint8_t repeat = 0;  // mandatory F2 or F3
+    uint8_t repeat = 0; // mandatory F2 or F3
     bool w = false;
-    uint8_t map = 0;  // 0, 1: 0F, 2: 0F38, 3: 0F3A
+    uint8_t map = 0; // 0, 1: 0F, 2: 0F38, 3: 0F3A
     uint8_t opcode = 0;
     bool has_modrm = false;
-    uint8_t mod = 0, reg = 0, rm = 0;      // low three bits
-    uint8_t rex_r = 0, rex_b = 0;          // as the guest has them
-    uint8_t const* tail = nullptr;         // immediates
+    uint8_t mod = 0, reg = 0, rm = 0; // low three bits
+    uint8_t rex_r = 0, rex_b = 0;     // as the guest has them
+    uint8_t const* tail = nullptr;    // immediates
     uint8_t tail_size = 0;
 };
 
@@ -44,8 +49,10 @@ Encoding parse(Decoded const& d) {
     }
     enc.lock = (insn.attributes & ZYDIS_ATTRIB_HAS_LOCK) != 0;
     // 64-bit and 32-bit code share the host's default operand size; 16-bit code has the opposite one.
-    if (d.code_bits != 16 || vector_isa(insn)) enc.size66 = has66;
-    else enc.size66 = mandatory66 || insn.operand_width == 16;
+    if (d.code_bits != 16 || vector_isa(insn))
+        enc.size66 = has66;
+    else
+        enc.size66 = mandatory66 || insn.operand_width == 16;
     if (insn.attributes & ZYDIS_ATTRIB_HAS_REX) {
         enc.w = insn.raw.rex.W != 0;
         enc.rex_r = insn.raw.rex.R;
@@ -73,7 +80,7 @@ Encoding parse(Decoded const& d) {
 }
 
 struct Fields {
-    uint8_t reg = 0, rm = 0;  // four bits
+    uint8_t reg = 0, rm = 0; // four bits
     bool memory = false;
     bool force_rex = false;
 };
@@ -101,9 +108,9 @@ struct NamedRegister {
     bool high_byte = false;
     bool written = false;
     unsigned guest = 0;
-    uint8_t code = 0;  // four bits, as encoded for the host
+    uint8_t code = 0; // four bits, as encoded for the host
     bool needs_rex = false;
-    Host scratch = Host::rsp;  // r14 or r15 where the guest's lives in memory, else rsp
+    Host scratch = Host::rsp; // r14 or r15 where the guest's lives in memory, else rsp
 };
 
 NamedRegister name_register(ZydisDecodedOperand const& operand) {
@@ -133,8 +140,10 @@ void emit_lea(Emitter& e, Decoded const& d, uint64_t next_rip) {
     default:
         emit_offset(e, mem, d.insn.address_width, Host::r14, next_rip);
         e.byte(0x66);
-        if (host) e.reg_reg(0x8B, *host, Host::r14, false);
-        else e.state(0x89, Host::r14, gpr_slot(guest), false);
+        if (host)
+            e.reg_reg(0x8B, *host, Host::r14, false);
+        else
+            e.state(0x89, Host::r14, gpr_slot(guest), false);
         return;
     }
     if (!host) e.store(gpr_slot(guest), Host::r14);
@@ -144,15 +153,15 @@ void emit_lea(Emitter& e, Decoded const& d, uint64_t next_rip) {
 void emit_mask_index(Emitter& e, Decoded const& d, unsigned bits, int32_t spare) {
     unsigned guest = gpr_number(d.operands[1].reg.value);
     e.store(spare, Host::rax);
-    e.bytes(0x9F, 0x0F, 0x90, 0xC0);  // lahf; seto al
+    e.bytes(0x9F, 0x0F, 0x90, 0xC0); // lahf; seto al
     e.move(Host::r15, Host::rax);
     e.load(Host::rax, spare);
-    e.store(spare, Host::r15);        // the flags
+    e.store(spare, Host::r15); // the flags
     emit_get(e, Host::r15, guest);
     e.alu_imm(4, Host::r15, static_cast<int32_t>(bits - 1), false);
     e.store(spare + 8, Host::rax);
     e.load(Host::rax, spare);
-    e.bytes(0x04, 0x7F, 0x9E);        // add al, 0x7F; sahf
+    e.bytes(0x04, 0x7F, 0x9E); // add al, 0x7F; sahf
     e.load(Host::rax, spare + 8);
 }
 
@@ -188,16 +197,20 @@ void emit_through_rsi(Emitter& e, Encoding const& enc, Fields f, NamedRegister& 
     e.load(Host::rsi, spare);
 }
 
-}  // namespace
+} // namespace
 
 void emit_get(Emitter& e, Host to, unsigned guest) {
-    if (auto host = host_of(guest)) e.move(to, *host);
-    else e.load(to, gpr_slot(guest));
+    if (auto host = host_of(guest))
+        e.move(to, *host);
+    else
+        e.load(to, gpr_slot(guest));
 }
 
 void emit_put(Emitter& e, unsigned guest, Host from) {
-    if (auto host = host_of(guest)) e.move(*host, from);
-    else e.store(gpr_slot(guest), from);
+    if (auto host = host_of(guest))
+        e.move(*host, from);
+    else
+        e.store(gpr_slot(guest), from);
 }
 
 void emit_offset(Emitter& e, ZydisDecodedOperandMem const& mem, unsigned address_width, Host to, uint64_t next_rip) {
@@ -219,20 +232,29 @@ void emit_offset(Emitter& e, ZydisDecodedOperandMem const& mem, unsigned address
     Host base = Host::r14, index = Host::r15;
     if (has_base) {
         unsigned guest = gpr_number(mem.base);
-        if (auto host = host_of(guest)) base = *host;
-        else e.load(Host::r14, gpr_slot(guest));
+        if (auto host = host_of(guest))
+            base = *host;
+        else
+            e.load(Host::r14, gpr_slot(guest));
     }
     if (has_index) {
         unsigned guest = gpr_number(mem.index);
-        if (gpr_bytes(mem.index) == 1) e.bytes(0x44, 0x0F, 0xB6, 0xF8);  // XLAT: movzx r15d, al
-        else if (auto host = host_of(guest)) index = *host;
-        else e.load(Host::r15, gpr_slot(guest));
+        if (gpr_bytes(mem.index) == 1)
+            e.bytes(0x44, 0x0F, 0xB6, 0xF8); // XLAT: movzx r15d, al
+        else if (auto host = host_of(guest))
+            index = *host;
+        else
+            e.load(Host::r15, gpr_slot(guest));
     }
     uint8_t scale = mem.scale == 8 ? 3 : mem.scale == 4 ? 2 : mem.scale == 2 ? 1 : 0;
-    if (has_base && has_index) e.lea_indexed(to, base, index, scale, disp32, wide);
-    else if (has_index) e.lea_scaled(to, index, scale, disp32, wide);
-    else if (disp32 == 0) e.move(to, base, wide);
-    else e.lea(to, base, disp32, wide);
+    if (has_base && has_index)
+        e.lea_indexed(to, base, index, scale, disp32, wide);
+    else if (has_index)
+        e.lea_scaled(to, index, scale, disp32, wide);
+    else if (disp32 == 0)
+        e.move(to, base, wide);
+    else
+        e.lea(to, base, disp32, wide);
     if (address_width == 16) {
         e.rex(false, bit3(to), 0, bit3(to));
         e.bytes(0x0F, 0xB7, 0xC0 | low3(to) << 3 | low3(to));
@@ -244,12 +266,12 @@ void emit_bit_string_reach(Emitter& e, Decoded const& d) {
     emit_get(e, Host::r15, gpr_number(reg));
     switch (gpr_bytes(reg)) {
     case 2:
-        e.bytes(0x4D, 0x0F, 0xBF, 0xFF);  // movsx r15, r15w
+        e.bytes(0x4D, 0x0F, 0xBF, 0xFF); // movsx r15, r15w
         e.shift_imm(7, Host::r15, 4);
         e.lea_indexed(Host::r14, Host::r14, Host::r15, 1, 0);
         break;
     case 4:
-        e.bytes(0x4D, 0x63, 0xFF);  // movsxd r15, r15d
+        e.bytes(0x4D, 0x63, 0xFF); // movsxd r15, r15d
         e.shift_imm(7, Host::r15, 5);
         e.lea_indexed(Host::r14, Host::r14, Host::r15, 2, 0);
         break;
@@ -259,7 +281,7 @@ void emit_bit_string_reach(Emitter& e, Decoded const& d) {
         break;
     }
     if (d.insn.address_width == 32) e.move(Host::r14, Host::r14, false);
-    if (d.insn.address_width == 16) e.bytes(0x45, 0x0F, 0xB7, 0xF6);  // movzx r14d, r14w
+    if (d.insn.address_width == 16) e.bytes(0x45, 0x0F, 0xB7, 0xF6); // movzx r14d, r14w
 }
 
 void emit_plain(Emitter& e, Decoded const& d, uint64_t next_rip, int32_t spare) {
@@ -275,7 +297,7 @@ void emit_plain(Emitter& e, Decoded const& d, uint64_t next_rip, int32_t spare) 
     case ZYDIS_MNEMONIC_PREFETCHWT1: return;
     case ZYDIS_MNEMONIC_PAUSE: e.bytes(0xF3, 0x90); return;
     case ZYDIS_MNEMONIC_LEA: emit_lea(e, d, next_rip); return;
-    case ZYDIS_MNEMONIC_XLAT: e.bytes(0x41, 0x8A, 0x06); return;  // mov al, [r14]
+    case ZYDIS_MNEMONIC_XLAT: e.bytes(0x41, 0x8A, 0x06); return; // mov al, [r14]
     default: break;
     }
     Encoding enc = parse(d);
@@ -351,12 +373,12 @@ void emit_plain(Emitter& e, Decoded const& d, uint64_t next_rip, int32_t spare) 
     if (!enc.has_modrm && !in_rm.present) fields.rm = 0;
     if (high && (memory || fields.reg >= 8 || fields.rm >= 8))
         emit_through_rsi(e, enc, fields, in_reg.high_byte ? in_rm : in_reg, !in_reg.high_byte, memory, spare);
-    else emit_encoding(e, enc, fields);
+    else
+        emit_encoding(e, enc, fields);
 
     if (in_rm.scratch != Host::rsp && in_rm.written) e.store(gpr_slot(in_rm.guest), in_rm.scratch);
-    if (in_reg.scratch != Host::rsp && in_reg.written &&
-        (in_reg.scratch != in_rm.scratch || !in_rm.written))
+    if (in_reg.scratch != Host::rsp && in_reg.written && (in_reg.scratch != in_rm.scratch || !in_rm.written))
         e.store(gpr_slot(in_reg.guest), in_reg.scratch);
 }
 
-}  // namespace coffer::vmm::soft
+} // namespace coffer::vmm::soft

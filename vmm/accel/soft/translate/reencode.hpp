@@ -12,9 +12,11 @@
 
 namespace coffer::vmm::soft {
 
-constexpr int32_t k_gpr_offset = 0;  // of the register array behind the state pointer
+constexpr int32_t k_gpr_offset = 0; // of the register array behind the state pointer
 
-constexpr int32_t gpr_slot(unsigned number) { return k_gpr_offset + static_cast<int32_t>(number) * 8; }
+constexpr int32_t gpr_slot(unsigned number) {
+    return k_gpr_offset + static_cast<int32_t>(number) * 8;
+}
 
 // The host register of a guest register, or nothing for those in memory (R13-R15).
 constexpr std::optional<Host> host_of(unsigned guest) {
@@ -39,4 +41,4 @@ void emit_bit_string_reach(Emitter& e, Decoded const& d);
 void emit_get(Emitter& e, Host to, unsigned guest);
 void emit_put(Emitter& e, unsigned guest, Host from);
 
-}  // namespace coffer::vmm::soft
+} // namespace coffer::vmm::soft
