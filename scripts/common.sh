@@ -3,8 +3,8 @@
 # What compiling, and the firmware that guests boot, need of Debian 12.
 build_packages=(
     g++ meson ninja-build pkg-config acpica-tools
-    libasmjit-dev libbenchmark-dev libcli11-dev libfmt-dev libgmock-dev libgtest-dev libseccomp-dev libssl-dev libtpms-dev
-    libxbyak-dev libzydis-dev nlohmann-json3-dev ovmf
+    libcli11-dev libfmt-dev libgmock-dev libgtest-dev libseccomp-dev libssl-dev libtpms-dev libzydis-dev
+    nlohmann-json3-dev ovmf
 )
 # What images/build-demo-guest needs on the host; the guest's own packages it fetches by itself.
 image_packages=(apt binutils dosfstools mtools python3 tar zstd)
