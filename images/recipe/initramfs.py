@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 # Kernel modules that /init loads, with those that they need. NVMe and the TPM drivers are built in.
-MODULES = ["virtio_pci", "virtio-rng", "virtio_console", "efivarfs"]
+MODULES = ["virtio_pci", "virtio-rng", "virtio_console", "efivarfs", "button", "evdev"]
 LIBRARIES = "usr/lib/x86_64-linux-gnu"
 # Opened at run time, so named by no ELF header: the way from tpm2-tools to /dev/tpmrm0.
 PLUGINS = ["libtss2-tcti-device.so.0"]
@@ -138,11 +138,13 @@ def add_modules(archive, tree):
 
 def build(tree, demo, agent, output):
     archive = Archive()
-    for name in ("dev", "proc", "sys", "run", "root", "etc", "usr/bin", "usr/sbin", "usr/lib", "usr/lib64", LIBRARIES):
+    for name in ("dev", "proc", "sys", "run", "root", "etc", "usr/bin", "usr/sbin", "usr/lib", "usr/lib64", LIBRARIES,
+                 "var/log"):
         archive.folder(name)
     archive.folder("tmp", 0o1777)
     for name in ("bin", "sbin", "lib", "lib64"):
         archive.link(name, f"usr/{name}")
+    archive.link("var/run", "/run")
     # For the first line of /init, before devtmpfs is mounted.
     archive.character_device("dev/console", 5, 1, 0o600)
     add_programs(archive, tree, agent)
@@ -151,8 +153,10 @@ def build(tree, demo, agent, output):
     archive.file("etc/profile", (demo / "profile").read_bytes())
     archive.file("etc/passwd", b"root:x:0:0:root:/root:/bin/sh\n")
     archive.file("etc/group", b"root:x:0:\n")
+    # What busybox's acpid runs when the power button is pressed.
+    archive.file("etc/acpi/PWRF/00000080", b"#!/bin/sh\nsync\npoweroff -f\n", 0o755)
     for path in sorted((demo / "bin").iterdir()):
         archive.file(f"usr/bin/{path.name}", path.read_bytes(), 0o755)
-    packed = subprocess.run(["zstd", "--quiet", "--stdout", "-19", "--single-thread"], input=archive.finish(),
+    packed = subprocess.run(["zstd", "--quiet", "--stdout", "-15", "--single-thread"], input=archive.finish(),
                             stdout=subprocess.PIPE, check=True)
     output.write_bytes(packed.stdout)
