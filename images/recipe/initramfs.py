@@ -157,6 +157,6 @@ def build(tree, demo, agent, output):
     archive.file("etc/acpi/PWRF/00000080", b"#!/bin/sh\nsync\npoweroff -f\n", 0o755)
     for path in sorted((demo / "bin").iterdir()):
         archive.file(f"usr/bin/{path.name}", path.read_bytes(), 0o755)
-    packed = subprocess.run(["zstd", "--quiet", "--stdout", "-15", "--single-thread"], input=archive.finish(),
+    packed = subprocess.run(["zstd", "--quiet", "--stdout", "-10", "--single-thread"], input=archive.finish(),
                             stdout=subprocess.PIPE, check=True)
     output.write_bytes(packed.stdout)
