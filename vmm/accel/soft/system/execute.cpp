@@ -217,21 +217,12 @@ Step unknown(Cpu& cpu, Insn const& insn) noexcept {
     return fault(cpu, Vector::UD);
 }
 
-bool locked(Insn const& insn) noexcept {
-    auto const& raw = insn.decoded->raw;
-    for (unsigned i = 0; i < raw.prefix_count; ++i) {
-        if (raw.prefixes[i].value == 0xF0) return true;
-    }
-    return false;
-}
-
 } // namespace
 
 Step execute_system(Cpu& cpu, Insn const& insn) noexcept {
     ++cpu.system_instructions;
     // The shadow of STI and MOV SS covers this instruction alone.
     cpu.interrupt_shadow = false;
-    if (locked(insn)) return fault(cpu, Vector::UD); // none of these takes LOCK
     Handler const handler = k_handlers[mnemonic(insn)];
     return handler ? handler(cpu, insn) : unknown(cpu, insn);
 }
