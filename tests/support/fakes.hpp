@@ -45,16 +45,19 @@ public:
         m_now = until;
         run_tasks();
     }
+    // Until there are none, those included that tasks post.
     void run_tasks() {
-        for (;;) {
-            std::vector<std::function<void()>> tasks;
-            {
-                std::lock_guard lock(m_tasks_mutex);
-                tasks.swap(m_tasks);
-            }
-            if (tasks.empty()) return;
-            for (auto& task : tasks) task();
+        while (run_tasks_once()) {}
+    }
+    // Those that are posted now. False: there was none.
+    bool run_tasks_once() {
+        std::vector<std::function<void()>> tasks;
+        {
+            std::lock_guard lock(m_tasks_mutex);
+            tasks.swap(m_tasks);
         }
+        for (auto& task : tasks) task();
+        return !tasks.empty();
     }
     void make_readable(int fd) {
         if (auto watch = m_watches.find(fd); watch != m_watches.end()) watch->second();
