@@ -149,10 +149,13 @@ public:
         std::memcpy(ram + 0x4000, gdt, sizeof gdt);
         state.gdtr = {0x4000, sizeof gdt - 1};
         state.idtr = {0x5000, 0xFFF};
-        put_value<uint64_t>(0x6004, k_guest_stack + 0x4000); // RSP0
+        put_value<uint64_t>(0x6004, k_guest_stack + 0x4000);  // RSP0
+        put_value<uint64_t>(0x6024, k_guest_stack + 0x10000); // IST1
     }
-    void gate(unsigned vector, uint64_t handler, uint8_t type = 0x8E, uint16_t selector = 0x08) {
-        put_value<uint64_t>(0x5000 + vector * 16, (handler & 0xFFFF) | uint64_t{selector} << 16 | uint64_t{type} << 40 |
+    void gate(unsigned vector, uint64_t handler, uint8_t type = 0x8E, uint8_t stack = 0) {
+        constexpr uint16_t selector = 0x08;
+        put_value<uint64_t>(0x5000 + vector * 16, (handler & 0xFFFF) | uint64_t{selector} << 16 |
+                                                      uint64_t{stack} << 32 | uint64_t{type} << 40 |
                                                       (handler >> 16 & 0xFFFF) << 48);
         put_value<uint64_t>(0x5008 + vector * 16, handler >> 32);
     }

@@ -110,6 +110,7 @@ TEST_F(NativeStepTest, MemoryOperandsAreRead_Modified_Written) {
     reg(Gpr::Rbx) = 0x100;
     reg(Gpr::Rax) = 0x102;
     EXPECT_FALSE(run(64, {0xD7})); // xlat
+    EXPECT_EQ(effective_offset(d, {0x102, 0, 0, 0x100}, k_next_rip), 0x102u);
     EXPECT_EQ(reg(Gpr::Rax), 0x1ABu);
 }
 

@@ -252,6 +252,11 @@ void classify(Decoded& decoded) noexcept {
         decoded.memory.write = (operand.actions & ZYDIS_OPERAND_ACTION_MASK_WRITE) != 0;
         decoded.memory.segment = segment_of(operand.mem.segment);
         decoded.memory.size = static_cast<uint16_t>(operand.size / 8);
+        if (decoded.insn.mnemonic == ZYDIS_MNEMONIC_XLAT) {
+            // Zydis names the base alone.
+            decoded.operands[i].mem.index = ZYDIS_REGISTER_AL;
+            decoded.operands[i].mem.scale = 1;
+        }
         if (decoded.insn.mnemonic == ZYDIS_MNEMONIC_CLFLUSH) {
             decoded.memory.size = 1;
             decoded.memory.read = true;
