@@ -149,6 +149,21 @@ TEST(KvmCpuid, OffersNoVirtualizationPmuSgxOrAmx) {
     }
 }
 
+TEST(KvmCpuid, EmulatedRing0GetsWhatCanBeCompleted) {
+    CpuidPolicy policy{.vcpus = 1, .tsc_deadline = true, .tsc_khz = 3000000, .native_ring0 = false};
+    auto leaves = guest_cpuid(host(true), policy, 0);
+    auto const* basic = find_leaf(leaves, 1);
+    constexpr uint32_t k_v2 = 1u << 0 | 1u << 9 | 1u << 13 | 1u << 19 | 1u << 20 | 1u << 23;
+    EXPECT_EQ(basic->ecx & k_v2, k_v2);
+    for (unsigned gone : {12u, 17u, 26u, 27u, 28u, 29u}) EXPECT_EQ((basic->ecx >> gone) & 1, 0u) << gone;  // AVX, XSAVE...
+    EXPECT_EQ(find_leaf(leaves, 7)->ebx & (1u << 3 | 1u << 5 | 1u << 8 | 1u << 16 | 1u << 20), 0u);
+    EXPECT_EQ(find_leaf(leaves, 7, 1)->eax, 0u);
+    EXPECT_EQ(find_leaf(leaves, 0xD)->eax, 0u);
+    EXPECT_EQ(find_leaf(leaves, 0x80000001)->ecx & (1u << 5), 0u);  // LZCNT
+    policy.vcpus = 2;
+    EXPECT_EQ(find_leaf(guest_cpuid(host(true), policy, 0), 1)->ecx & (1u << 13), 0u);  // CX16
+}
+
 TEST(KvmCpuid, AddsWhatKvmLeavesOut) {
     auto supported = host(false);
     for (auto& entry : supported)

@@ -38,6 +38,18 @@ constexpr uint32_t k_ext1_ecx_svm = bit(2);
 constexpr uint32_t k_ext1_ecx_topoext = bit(22);
 constexpr uint32_t k_ext1_ecx_perfctr = bit(23) | bit(24) | bit(28);
 constexpr uint32_t k_ext7_edx_invariant_tsc = bit(8);
+
+// What is offered where KVM emulates ring 0. Left out: VEX and EVEX, XSAVE, and what costs an exit for each use or that
+// the emulator runs wrongly (LZCNT and TZCNT as BSR and BSF). Feature leaves that are not named here become empty.
+constexpr uint32_t k_emulated_leaf1_ecx = bit(0) | bit(9) | bit(13) | bit(19) | bit(20) | bit(21) | bit(22) | bit(23) |
+                                          bit(24) | bit(30) | bit(31); // SSE3 to SSE4.2, CX16, POPCNT, x2APIC, RDRAND
+constexpr uint32_t k_emulated_leaf7_ebx = bit(0) | bit(1) | bit(7) | bit(9);     // FSGSBASE, TSC_ADJUST, SMEP, ERMS
+constexpr uint32_t k_emulated_leaf7_ecx = bit(2);                                // UMIP
+constexpr uint32_t k_emulated_leaf7_edx = bit(26) | bit(27) | bit(29) | bit(31); // IBRS, STIBP, ARCH_CAP, SSBD
+constexpr uint32_t k_emulated_ext1_ecx = bit(0) | bit(1) | bit(4) | bit(22);     // LAHF, CMP_LEGACY, CR8, TOPOEXT
+constexpr uint32_t k_emulated_ext1_edx_not = bit(30) | bit(31);                  // 3DNow
+constexpr uint32_t k_leaf1_ecx_cx16 = bit(13);
+
 constexpr uint32_t k_kvm_timing_leaf = 0x40000010;
 
 // Bits of APIC id below the package's.
@@ -51,7 +63,10 @@ public:
         : m_leaves(std::move(leaves)), m_policy(policy), m_index(index), m_amd(is_amd(m_leaves)) {}
 
     std::vector<kvm_cpuid_entry2> build() && {
-        for (auto& leaf : m_leaves) narrow(leaf);
+        for (auto& leaf : m_leaves) {
+            narrow(leaf);
+            if (!m_policy.native_ring0) narrow_to_emulated(leaf);
+        }
         topology_leaves();
         timing_leaf();
         ensure(0x6).eax = k_leaf6_eax_arat;
@@ -129,6 +144,30 @@ private:
             leaf.eax = m_index;
             leaf.ebx = m_index & 0xFF; // one thread a core
             leaf.ecx = 0;              // one node
+            break;
+        default: break;
+        }
+    }
+
+    void narrow_to_emulated(kvm_cpuid_entry2& leaf) const {
+        switch (leaf.function) {
+        case 0x1:
+            leaf.ecx &= k_emulated_leaf1_ecx;
+            // A completed instruction is atomic only against its own vCPU.
+            if (m_policy.vcpus > 1) leaf.ecx &= ~k_leaf1_ecx_cx16;
+            break;
+        case 0x7:
+            if (leaf.index == 0) {
+                leaf.ebx &= k_emulated_leaf7_ebx;
+                leaf.ecx &= k_emulated_leaf7_ecx;
+                leaf.edx &= k_emulated_leaf7_edx;
+            } else
+                clear(leaf);
+            break;
+        case 0xD: clear(leaf); break;
+        case 0x80000001:
+            leaf.ecx &= k_emulated_ext1_ecx;
+            leaf.edx &= ~k_emulated_ext1_edx_not;
             break;
         default: break;
         }

@@ -12,6 +12,8 @@ struct CpuidPolicy {
     unsigned vcpus = 1;
     bool tsc_deadline = false; // KVM_CAP_TSC_DEADLINE_TIMER
     uint32_t tsc_khz = 0;
+    // False narrows the features to what KVM's emulator and completion.hpp can execute together: x86-64-v2.
+    bool native_ring0 = true;
 };
 
 // The leaves of vCPU `index` (its APIC id too), from KVM_GET_SUPPORTED_CPUID's answer.

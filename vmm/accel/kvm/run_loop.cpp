@@ -158,11 +158,22 @@ void KvmVcpu::handle_mmio() {
 
 Result<KvmVcpu::Outcome> KvmVcpu::handle_internal_error() {
     auto const& failure = m_run->internal;
+    if (failure.suberror == KVM_INTERNAL_ERROR_EMULATION) return complete_instruction();
     std::string data;
     for (size_t i = 0; i < std::min<size_t>(failure.ndata, std::size(failure.data)); ++i)
         data += fmt::format(" {:x}", failure.data[i]);
     return make_error(ErrorCode::Unsupported, "KVM gave up on vCPU {} (suberror {}, data{}){}", m_index,
                       failure.suberror, data, where());
+}
+
+Result<KvmVcpu::Outcome> KvmVcpu::complete_instruction() {
+    if (!m_completion) return Error(m_completion.error()).with_context("no instruction can be completed in user space");
+    switch (TRY((*m_completion)->complete())) {
+    case InstructionCompletion::Outcome::Completed: ++m_completed; break;
+    case InstructionCompletion::Outcome::Faulted: break;
+    case InstructionCompletion::Outcome::TripleFault: return Outcome{VcpuExit::TripleFault};
+    }
+    return Outcome{};
 }
 
 std::string KvmVcpu::where() const {

@@ -44,9 +44,10 @@ KvmVcpu::KvmVcpu(Handle vcpu, unsigned index, RunArea run, StateLayout layout, M
       m_io(io) {}
 
 Result<std::unique_ptr<KvmVcpu>> KvmVcpu::create(Handle vcpu, unsigned index, size_t run_area_size, StateLayout layout,
-                                                 MemorySlots& memory, GuestIo& io) {
+                                                 MemorySlots& memory, GuestIo& io, CompletionContext const& context) {
     auto run = TRY(RunArea::map(vcpu, run_area_size));
     std::unique_ptr<KvmVcpu> self(new KvmVcpu(std::move(vcpu), index, std::move(run), std::move(layout), memory, io));
+    self->m_completion = InstructionCompletion::create(self->m_vcpu, index, memory, io, context);
     self->m_power_on = TRY(read_state(self->m_vcpu, self->m_layout));
     auto const architectural = reset_cpu_state();
     auto& power_on = self->m_power_on;

@@ -9,6 +9,7 @@
 #include <sys/types.h>
 
 #include "vmm/accel/accelerator.hpp"
+#include "vmm/accel/kvm/completion.hpp"
 #include "vmm/accel/kvm/kvm_api.hpp"
 #include "vmm/accel/kvm/state.hpp"
 
@@ -43,7 +44,8 @@ class KvmVcpu final : public Vcpu {
 public:
     // `vcpu` has its CPUID, initial MSRs and MP state.
     static Result<std::unique_ptr<KvmVcpu>> create(Handle vcpu, unsigned index, size_t run_area_size,
-                                                   StateLayout layout, MemorySlots& memory, GuestIo& io);
+                                                   StateLayout layout, MemorySlots& memory, GuestIo& io,
+                                                   CompletionContext const& context);
 
     Result<VcpuExit> run() override;
     void kick() noexcept override;
@@ -64,6 +66,7 @@ private:
     void handle_pio();
     void handle_mmio();
     Result<Outcome> handle_internal_error();
+    Result<Outcome> complete_instruction();
     // True once: a kick has been asked for.
     bool take_kick() noexcept;
     std::string where() const;
@@ -83,6 +86,8 @@ private:
     std::array<uint64_t, 64> m_exits{}; // by exit reason; those above share the last
     uint64_t m_interrupted = 0;
     uint64_t m_completed = 0;
+    // Made beforehand, while memory that can be executed may still be had; a failure counts only when it is needed.
+    Result<std::unique_ptr<InstructionCompletion>> m_completion{nullptr};
 };
 
 // The signal that takes a vCPU's thread out of KVM_RUN; its handler does nothing. Idempotent.

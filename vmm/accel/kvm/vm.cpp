@@ -139,7 +139,8 @@ Result<void> KvmPartition::create_vcpus() {
             TRY(vcpu.call(COFFER_KVM(KVM_SET_TSC_KHZ), static_cast<unsigned long>(m_tsc_khz)));
         CpuidPolicy policy{.vcpus = m_config.vcpus,
                            .tsc_deadline = m_system.extension(KVM_CAP_TSC_DEADLINE_TIMER) > 0,
-                           .tsc_khz = m_tsc_khz};
+                           .tsc_khz = m_tsc_khz,
+                           .native_ring0 = m_capabilities.native_ring0};
         auto leaves = kvm::guest_cpuid(supported, policy, index);
         TRY(set_up_vcpu(vcpu, leaves));
         if (index == 0) m_cpuid = std::move(leaves);
@@ -174,8 +175,13 @@ Result<std::unique_ptr<Vcpu>> KvmPartition::create_vcpu(unsigned index, GuestIo&
     if (int size = m_vm.try_call(COFFER_KVM(KVM_CHECK_EXTENSION), static_cast<unsigned long>(KVM_CAP_XSAVE2)); size > 0)
         layout.xsave_size = static_cast<size_t>(size);
     layout.saved_msrs = TRY(saved_msrs(m_system, m_vcpus[index]));
+    CompletionContext context{.xsave_size = layout.xsave_size,
+                              .vcpus = m_config.vcpus,
+                              .physical_address_bits = m_physical_address_bits,
+                              .native_ring0 = m_capabilities.native_ring0};
     size_t run_area_size = TRY(m_system.run_area_size());
-    auto vcpu = TRY(KvmVcpu::create(std::move(m_vcpus[index]), index, run_area_size, std::move(layout), *m_memory, io));
+    auto vcpu = TRY(
+        KvmVcpu::create(std::move(m_vcpus[index]), index, run_area_size, std::move(layout), *m_memory, io, context));
     return std::unique_ptr<Vcpu>(std::move(vcpu));
 }
 

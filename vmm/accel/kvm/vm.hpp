@@ -57,7 +57,7 @@ private:
     AcceleratorCapabilities m_capabilities;
     std::unique_ptr<MemorySlots> m_memory;
     std::unique_ptr<IrqRouting> m_interrupts;
-    std::vector<Handle> m_vcpus; // handed out by create_vcpu()
+    std::vector<Handle> m_vcpus;           // handed out by create_vcpu()
     std::vector<kvm_cpuid_entry2> m_cpuid; // vCPU 0's
     uint32_t m_tsc_khz = 0;
     int64_t m_tsc_offset = 0; // guest TSC - host TSC
