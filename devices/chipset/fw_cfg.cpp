@@ -39,6 +39,20 @@ void FwCfg::set_key_u32(uint16_t key, uint32_t value) {
     set_key(key, ByteVector(bytes.begin(), bytes.end()));
 }
 
+void FwCfg::set_linux_boot(ByteVector setup, ByteVector kernel, ByteVector initrd, std::string_view command_line) {
+    auto set = [this](Key size_key, Key data_key, ByteVector content) {
+        set_key_u32(size_key, static_cast<uint32_t>(content.size()));
+        set_key(data_key, std::move(content));
+    };
+    set(SETUP_SIZE, SETUP_DATA, std::move(setup));
+    set(KERNEL_SIZE, KERNEL_DATA, std::move(kernel));
+    set(INITRD_SIZE, INITRD_DATA, std::move(initrd));
+    ByteVector text;
+    append(text, as_bytes(command_line));
+    text.push_back(std::byte{0});
+    set(CMDLINE_SIZE, CMDLINE_DATA, std::move(text));
+}
+
 Result<void> FwCfg::add(Item item) {
     if (item.name.empty() || item.name.size() > k_max_name || item.name.find('\0') != std::string::npos)
         return make_error(ErrorCode::InvalidArgument, "fw_cfg file name '{}' is empty or longer than {} characters",

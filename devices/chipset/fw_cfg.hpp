@@ -43,6 +43,8 @@ public:
     void set_key(uint16_t key, ByteVector content);
     void set_key_u16(uint16_t key, uint16_t value);
     void set_key_u32(uint16_t key, uint32_t value);
+    // The items of a direct kernel boot: the two parts of a bzImage, an initrd (may be empty) and the command line.
+    void set_linux_boot(ByteVector setup, ByteVector kernel, ByteVector initrd, std::string_view command_line);
 
     // What a guest reads from an item now; empty where there is none. For tests and tools.
     ByteVector content(std::string_view name);

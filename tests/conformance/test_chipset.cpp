@@ -1,8 +1,13 @@
 // The chipset's devices under conformance.hpp.
 #include "devices/chipset/cfi_flash.hpp"
+#include "devices/chipset/cpu_hotplug.hpp"
 #include "devices/chipset/fw_cfg.hpp"
+#include "devices/chipset/hpet.hpp"
 #include "devices/chipset/interrupt_fabric.hpp"
 #include "devices/chipset/pit.hpp"
+#include "devices/chipset/pm_block.hpp"
+#include "devices/chipset/reset_control.hpp"
+#include "devices/chipset/rtc.hpp"
 #include "devices/chipset/uart16550.hpp"
 #include "tests/conformance/conformance.hpp"
 #include "tests/support/fakes.hpp"
@@ -176,6 +181,108 @@ struct FlashSubject : Subject {
     }
 };
 COFFER_CONFORMANCE(CfiFlash, FlashSubject);
+
+struct HpetSubject : Subject {
+    ManualScheduler scheduler;
+    FakeIrqSink irqs;
+    devices::Hpet hpet{scheduler, irqs, {}};
+    devices::Device& device() override { return hpet; }
+    std::vector<Window> windows() override { return {Window::of(hpet, 0x400)}; }
+    void disturb() override {
+        for (auto [offset, value] : std::initializer_list<std::pair<uint64_t, uint32_t>>{{0x100, 0x14C},
+                                                                                         {0x108, 100'000},
+                                                                                         {0x108, 70'000},
+                                                                                         {0x120, 5 << 9 | 0x06},
+                                                                                         {0x128, 1'000},
+                                                                                         {0x12C, 0},
+                                                                                         {0x140, 12 << 9 | 0x44},
+                                                                                         {0x10, 3}})
+            store(hpet, offset, value);
+        scheduler.advance(1'234'567);
+    }
+    void settle() override { scheduler.advance(k_ns_per_ms); }
+};
+COFFER_CONFORMANCE(Hpet, HpetSubject);
+
+struct RtcSubject : Subject {
+    ManualScheduler scheduler;
+    FakeIrqSink irqs;
+    devices::Rtc rtc{{.low_ram = 0x8000'0000,
+                      .high_ram = 0x4000'0000,
+                      .cpus = 2,
+                      .utc = [this] { return 1'800'000'000 + scheduler.now() / k_ns_per_s; }},
+                     scheduler,
+                     devices::IrqLine(irqs, 8)};
+    devices::Device& device() override { return rtc; }
+    std::vector<Window> windows() override { return {Window::of(rtc, 4)}; }
+    void set(uint8_t index, uint8_t value) {
+        out(rtc, 0, index);
+        out(rtc, 1, value);
+    }
+    void disturb() override {
+        set(0x09, 0x11);
+        set(0x01, 0x30);
+        set(0x0F, 0x05);
+        set(0x0B, 0x72);
+        out(rtc, 2, 0x33);
+        out(rtc, 3, 0x44);
+        scheduler.advance(2'345'678'901);
+        rtc.connect_irq8(false);
+    }
+    void settle() override { scheduler.advance(k_ns_per_ms); }
+};
+COFFER_CONFORMANCE(Rtc, RtcSubject);
+
+struct StoppedRtcSubject : RtcSubject {
+    void disturb() override {
+        set(0x0B, 0x86);
+        for (auto index : std::to_array<uint8_t>({0, 2, 4, 6, 7, 8, 9, 0x32})) set(index, 0xEE);
+    }
+};
+COFFER_CONFORMANCE(StoppedRtc, StoppedRtcSubject);
+
+struct PmSubject : Subject {
+    ManualScheduler scheduler;
+    FakeIrqSink irqs;
+    FakeMachineControl machine;
+    devices::PmBlock pm{scheduler, devices::IrqLine(irqs, 9), machine};
+    devices::Device& device() override { return pm; }
+    std::vector<Window> windows() override { return {Window::of(pm, 128), Window::of(pm.apm_ports(), 2)}; }
+    void disturb() override {
+        out(pm, 2, 0x21);
+        out(pm, 3, 0x05);
+        out(pm, 4, 0x02);
+        out(pm, 0x2F, 0x99);
+        out(pm, 0x31, 0x77);
+        out(pm.apm_ports(), 1, 0x12);
+        scheduler.advance(5 * k_ns_per_s);
+        pm.press_power_button();
+    }
+    void settle() override { scheduler.advance(k_ns_per_ms); }
+};
+COFFER_CONFORMANCE(PmBlock, PmSubject);
+
+template <class T>
+struct OnePortSubject : Subject {
+    FakeMachineControl machine;
+    T port{machine};
+    devices::Device& device() override { return port; }
+    std::vector<Window> windows() override { return {Window::of(port, 1)}; }
+    void disturb() override { out(port, 0, 0x05); }
+};
+COFFER_CONFORMANCE(ResetControl, OnePortSubject<devices::ResetControl>);
+COFFER_CONFORMANCE(SystemControlA, OnePortSubject<devices::SystemControlA>);
+
+struct CpuHotplugSubject : Subject {
+    devices::CpuHotplug hotplug{2};
+    devices::Device& device() override { return hotplug; }
+    std::vector<Window> windows() override { return {Window::of(hotplug, devices::CpuHotplug::k_ports)}; }
+    void disturb() override {
+        (void)hotplug.pio_write(0, object_bytes(uint32_t{7}));
+        out(hotplug, 5, 3);
+    }
+};
+COFFER_CONFORMANCE(CpuHotplug, CpuHotplugSubject);
 
 } // namespace
 } // namespace coffer::tests
