@@ -3,6 +3,8 @@
 
 #include <gtest/gtest.h>
 
+#include "devices/chipset/hpet_spec.hpp"
+#include "devices/chipset/pm_block_spec.hpp"
 #include "devices/pci/interrupt_routing.hpp"
 #include "linked_tables.hpp"
 #include "vmm/layout.hpp"
@@ -91,10 +93,11 @@ TEST(Acpi, FadtSaysWhereThePowerBlockIsAndHowToReset) {
     EXPECT_EQ(load_le<uint16_t>(fadt, 46), vmm::layout::k_gsi_sci);
     EXPECT_EQ(load_le<uint32_t>(fadt, 48), 0u) << "no SMI command: always in ACPI mode";
     constexpr uint32_t k_pm = vmm::layout::k_pm_base.value();
-    EXPECT_EQ(load_le<uint32_t>(fadt, 56), k_pm);
-    EXPECT_EQ(load_le<uint32_t>(fadt, 64), k_pm + 4);
-    EXPECT_EQ(load_le<uint32_t>(fadt, 76), k_pm + 8);
-    EXPECT_EQ(load_le<uint32_t>(fadt, 80), k_pm + 0x20);
+    EXPECT_EQ(load_le<uint32_t>(fadt, 56), k_pm + devices::pm::PM1_STS);
+    EXPECT_EQ(load_le<uint32_t>(fadt, 64), k_pm + devices::pm::PM1_CNT);
+    EXPECT_EQ(load_le<uint32_t>(fadt, 76), k_pm + devices::pm::PM1_TMR);
+    EXPECT_EQ(load_le<uint32_t>(fadt, 80), k_pm + devices::pm::GPE0_STS);
+    EXPECT_EQ(load_le<uint8_t>(fadt, 92), 2 * (devices::pm::GPE0_EN - devices::pm::GPE0_STS));
     EXPECT_EQ(load_le<uint64_t>(fadt, 152), k_pm);
     EXPECT_EQ(load_le<uint64_t>(fadt, 176), k_pm + 4);
     EXPECT_EQ(load_le<uint64_t>(fadt, 212), k_pm + 8);
@@ -206,6 +209,18 @@ TEST(Acpi, DsdtHasTheMachinesWindows) {
     EXPECT_EQ(count_value(dsdt, k_pm_ports), 1u);
 }
 
+TEST(Acpi, SoftOffIsTheTypeThatThePowerBlockTakes) {
+    ByteVector dsdt = linked(test_machine()).find("DSDT").bytes;
+    // Name (_S5, Package (4) { type, ... }); integers 0 and 1 have opcodes of their own.
+    static_assert(devices::pm::k_sleep_type_s5 == 0);
+    ByteVector name{std::byte{0x08}};
+    append(name, as_bytes("_S5_"));
+    append(name, object_bytes(std::array<uint8_t, 4>{0x12, 0x06, 0x04, 0x00}));
+    ByteVector rooted{std::byte{0x08}, std::byte{'\\'}};
+    append(rooted, Bytes(name).subspan(1));
+    EXPECT_EQ(count(dsdt, name) + count(dsdt, rooted), 1u);
+}
+
 TEST(Acpi, PrtFollowsThePciRouting) {
     ByteVector dsdt = linked(test_machine()).find("DSDT").bytes;
     // Package(4) { DWord slot << 16 | 0xFFFF, pin, 0, GSI }: 0x0C dword, pin 0 and 1 as opcodes 0x00 and 0x01.
@@ -261,7 +276,7 @@ TEST(Acpi, McfgAndHpetPointAtTheHardware) {
     EXPECT_EQ(load_le<uint8_t>(mcfg, 54), 0);
     EXPECT_EQ(load_le<uint8_t>(mcfg, 55), 0xFF);
     ByteVector hpet = all.find("HPET").bytes;
-    EXPECT_EQ(load_le<uint32_t>(hpet, 36), 0x8086'A201u);
+    EXPECT_EQ(load_le<uint32_t>(hpet, 36), static_cast<uint32_t>(devices::hpet::k_capabilities));
     EXPECT_EQ(load_le<uint64_t>(hpet, 44), vmm::layout::k_hpet.value());
 }
 
