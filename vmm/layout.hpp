@@ -30,7 +30,8 @@ constexpr uint64_t k_tpm_tis_size = 0x5000;
 constexpr GuestPhysAddr k_tpm_ppi{0xFED4'5000};
 constexpr uint64_t k_tpm_ppi_size = 0x400;
 constexpr GuestPhysAddr k_local_apic{0xFEE0'0000};
-constexpr uint64_t k_local_apic_size = 0x10'0000;
+constexpr uint64_t k_local_apic_page = 0x1000;
+constexpr uint64_t k_local_apic_size = 0x10'0000;  // with the range of interrupt messages
 // KVM's identity-map page and TSS (3 pages): below the flash, reserved in e820.
 constexpr GuestPhysAddr k_kvm_identity_map{0xFEFF'C000};
 constexpr GuestPhysAddr k_kvm_tss{0xFEFF'D000};
@@ -44,10 +45,14 @@ constexpr uint64_t k_flash_block = 0x1000;
 constexpr IoPort k_pic_master{0x20};
 constexpr IoPort k_pit{0x40};
 constexpr IoPort k_system_control_b{0x61};
+constexpr IoPort k_keyboard_command{0x64};
 constexpr IoPort k_rtc{0x70};
+constexpr IoPort k_post_code{0x80};
 constexpr IoPort k_system_control_a{0x92};
 constexpr IoPort k_pic_slave{0xA0};
 constexpr IoPort k_com1{0x3F8};
+constexpr IoPort k_apm{0xB2};
+constexpr IoPort k_io_delay{0xED};
 constexpr IoPort k_elcr{0x4D0};
 constexpr IoPort k_fw_cfg{0x510};
 constexpr IoPort k_fw_cfg_dma{0x514};
@@ -57,6 +62,7 @@ constexpr IoPort k_reset_control{0xCF9};
 constexpr IoPort k_pci_config_data{0xCFC};
 // PMBASE as OVMF programs it; the LPC bridge moves the block when the guest does.
 constexpr IoPort k_pm_base{0x600};
+constexpr uint64_t k_pm_size = 128;
 
 // GSIs.
 constexpr unsigned k_gsi_pit = 0;

@@ -35,6 +35,7 @@ int run(int argc, char** argv) {
     register_provider(app, context);
     register_create(app, context);
     register_list(app, context);
+    register_run(app, context);
     register_show(app, context);
     register_remove(app, context);
     try {

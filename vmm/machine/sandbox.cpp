@@ -71,6 +71,7 @@ constexpr std::array k_allowed{
     SCMP_SYS(mremap),
     SCMP_SYS(madvise),
     SCMP_SYS(brk),
+    SCMP_SYS(mincore),
     SCMP_SYS(mlock),
     SCMP_SYS(mlock2),
     SCMP_SYS(munlock),

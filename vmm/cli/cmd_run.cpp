@@ -1,0 +1,98 @@
+// coffer run NAME
+#include <CLI/CLI.hpp>
+#include <unistd.h>
+
+#include "base/log.hpp"
+#include "vmm/cli/context.hpp"
+#include "vmm/cli/exit_codes.hpp"
+#include "vmm/machine/run_vm.hpp"
+
+namespace coffer::cli {
+
+namespace {
+
+struct RunArguments {
+    std::string name;
+    std::string accelerator = "auto";
+    std::string kernel;
+    std::string initrd;
+    std::string cmdline;
+    std::string command;
+    double timeout = 0;
+    std::string serial;
+    bool verbose = false;
+    int passphrase_fd = -1;
+};
+
+Result<vmm::RunOptions> run_options(RunArguments const& arguments) {
+    vmm::RunOptions options;
+    if (arguments.accelerator == "kvm")
+        options.accelerator = vmm::AcceleratorPreference::Kvm;
+    else if (arguments.accelerator == "soft")
+        options.accelerator = vmm::AcceleratorPreference::Soft;
+    if (!arguments.kernel.empty())
+        options.kernel = TRY(vmm::DirectKernel::load(arguments.kernel, arguments.initrd, arguments.cmdline));
+    else if (!arguments.initrd.empty() || !arguments.cmdline.empty())
+        return make_error(ErrorCode::InvalidArgument, "--initrd and --cmdline need --kernel");
+    if (!arguments.command.empty()) options.command = arguments.command;
+    if (arguments.timeout > 0)
+        options.timeout = static_cast<Nanoseconds>(arguments.timeout * static_cast<double>(k_ns_per_s));
+    if (!arguments.serial.empty()) options.serial = arguments.serial;
+    if (options.command && options.serial && *options.serial == "-")
+        return make_error(ErrorCode::InvalidArgument,
+                          "--exec and --serial - both want standard output; give --serial a file");
+    options.verbose = arguments.verbose;
+    return options;
+}
+
+int exit_code(vmm::RunOutcome const& outcome, std::string_view name) {
+    constexpr int k_killed_by_signal = 128;
+    switch (outcome.end) {
+    case vmm::RunEnd::PowerOff: return to_int(ExitCode::Ok);
+    case vmm::RunEnd::Quit: return to_int(ExitCode::Ok);
+    case vmm::RunEnd::TimedOut:
+        log::error("{} was still running at its --timeout", name);
+        return to_int(ExitCode::Timeout);
+    case vmm::RunEnd::Interrupted: return k_killed_by_signal + outcome.code;
+    case vmm::RunEnd::CommandEnded: return outcome.code;
+    }
+    return to_int(ExitCode::Internal);
+}
+
+Result<int> run(Context const& context, RunArguments const& arguments) {
+    if (arguments.verbose) log::set_level(log::Level::Info);
+    auto options = TRY(run_options(arguments));
+    auto location = TRY(context.location(arguments.name));
+    auto home = TRY(vmm::unlock_home(location, Context::keeper_options(arguments.passphrase_fd)));
+    if (home->first_seen())
+        log::info("this host sees the home of {} for the first time, and cannot tell whether it is an old copy",
+                  arguments.name);
+    return exit_code(TRY(vmm::run_vm(*home, std::move(options))), arguments.name);
+}
+
+} // namespace
+
+void register_run(CLI::App& app, Context& context) {
+    auto* verb = app.add_subcommand("run", "Run a VM until it powers off");
+    auto arguments = std::make_shared<RunArguments>();
+    verb->add_option("NAME", arguments->name, "The VM")->required();
+    verb->add_option("--accel", arguments->accelerator, "CPU backend; auto measures whether KVM runs ring 0 natively")
+        ->check(CLI::IsMember({"auto", "kvm", "soft"}))
+        ->capture_default_str();
+    verb->add_option("--kernel", arguments->kernel, "A Linux kernel (bzImage) that the firmware starts and measures");
+    verb->add_option("--initrd", arguments->initrd, "Its initial RAM disk");
+    verb->add_option("--cmdline", arguments->cmdline, "Its command line");
+    verb->add_option("--exec", arguments->command,
+                     "Have the guest's agent run COMMAND, with its output on standard output, then power off; the exit "
+                     "code is the command's");
+    verb->add_option("--timeout", arguments->timeout, "Stop the VM after so many SECONDS, with exit code 124")
+        ->check(CLI::PositiveNumber);
+    verb->add_option("--serial", arguments->serial, "Write the serial console to FILE, or to standard output for -");
+    verb->add_flag("--verbose", arguments->verbose, "Say which backend runs and why, and print counters at the end");
+    add_passphrase_option(*verb, arguments->passphrase_fd);
+    verb->footer("The terminal is the guest's serial console: Ctrl-A x ends the VM, Ctrl-A h helps.");
+    verb->callback(
+        [&context, arguments] { context.action = [&context, arguments] { return run(context, *arguments); }; });
+}
+
+} // namespace coffer::cli

@@ -1,0 +1,39 @@
+// The TPM: libtpms behind the register interface that the VM has, and the page of the physical presence interface.
+#include "vmm/layout.hpp"
+#include "vmm/machine/platform_parts.hpp"
+
+namespace coffer::vmm {
+
+Result<void> Platform::build_tpm() {
+    if (m_config.vm.tpm == TpmKind::None) return {};
+    if (!m_config.tpm || !m_config.tpm->store)
+        return make_error(ErrorCode::Internal, "the VM has a TPM, and no store for its state was given");
+    auto& tpm = *m_config.tpm;
+    auto manufacture = tpm.manufacture ? devices::TpmManufacture::Yes : devices::TpmManufacture::No;
+    m_tpm = std::make_unique<TpmDevices>();
+    m_tpm->backend = TRY_CONTEXT(devices::LibtpmsBackend::create(std::move(tpm.state), manufacture, *tpm.store),
+                                 "cannot start the TPM");
+    auto& scheduler = m_parts.loop;
+    if (m_config.vm.tpm == TpmKind::Crb) {
+        m_tpm->crb = TRY(devices::TpmCrb::create(*m_tpm->backend, scheduler, layout::k_tpm));
+        TRY(attach(layout::k_tpm, layout::k_tpm_crb_size, *m_tpm->crb));
+        m_devices.push_back(m_tpm->crb.get());
+    } else {
+        m_tpm->tis = TRY(devices::TpmTis::create(*m_tpm->backend, scheduler));
+        TRY(attach(layout::k_tpm, layout::k_tpm_tis_size, *m_tpm->tis));
+        m_devices.push_back(m_tpm->tis.get());
+    }
+    TRY(attach(layout::k_tpm_ppi, layout::k_tpm_ppi_size, m_tpm->ppi));
+    m_devices.push_back(&m_tpm->ppi);
+    return {};
+}
+
+bool Platform::memory_overwrite_requested() const noexcept {
+    return m_tpm && m_tpm->ppi.memory_overwrite_requested();
+}
+
+void Platform::memory_was_overwritten() noexcept {
+    if (m_tpm) m_tpm->ppi.memory_was_overwritten();
+}
+
+} // namespace coffer::vmm

@@ -1,0 +1,197 @@
+#include "vmm/machine/run_vm.hpp"
+
+#include <fcntl.h>
+#include <unistd.h>
+
+#include "base/file.hpp"
+#include "base/log.hpp"
+#include "vmm/machine/agent_session.hpp"
+#include "vmm/machine/console.hpp"
+#include "vmm/machine/machine.hpp"
+#include "vmm/machine/sandbox.hpp"
+#include "vmm/machine/serial_input.hpp"
+#include "vmm/machine/stop_signals.hpp"
+
+namespace coffer::vmm {
+
+namespace {
+
+constexpr size_t k_max_firmware = size_t{16} << 20;
+
+// A guest console that nobody looks at.
+class NoOutput final : public devices::ByteSink {
+    void write(Bytes) noexcept override {}
+};
+
+Result<UniqueFd> duplicate(int fd) {
+    UniqueFd copy(::fcntl(fd, F_DUPFD_CLOEXEC, 3));
+    if (!copy.valid()) return errno_error(errno, "cannot duplicate a descriptor");
+    return copy;
+}
+
+class Runner {
+public:
+    Runner(HomeSession& home, RunOptions options) : m_home(home), m_options(std::move(options)) {}
+
+    Result<RunOutcome> run();
+
+private:
+    Result<std::unique_ptr<Partition>> make_partition();
+    Result<PlatformConfig> make_config();
+    Result<void> open_serial(PlatformConfig& config);
+    Result<void> start_watching();
+    Result<RunOutcome> outcome(MachineEnd end);
+    void report();
+    // Device lock held. The first reason to end counts.
+    void end_with(RunEnd end, int code = 0);
+
+    HomeSession& m_home;
+    RunOptions m_options;
+    std::unique_ptr<StopSignals> m_signals;
+    std::string m_backend;
+    std::unique_ptr<devices::ByteSink> m_serial_output;
+    std::unique_ptr<AgentSession> m_agent;
+    std::unique_ptr<Machine> m_machine;
+    std::unique_ptr<RawTerminal> m_terminal;
+    std::unique_ptr<SerialInput> m_input;
+    std::unique_ptr<devices::Timer> m_timeout;
+    // Under the device lock while the machine runs.
+    std::optional<RunOutcome> m_asked_end;
+    std::optional<Error> m_agent_error;
+};
+
+Result<std::unique_ptr<Partition>> Runner::make_partition() {
+    auto choice = choose_accelerator(m_options.accelerator);
+    m_backend = choice.kind == AcceleratorKind::Kvm ? "kvm" : "soft";
+    log::info("backend {} because {}", m_backend, choice.reason);
+    PartitionConfig config{.vcpus = m_home.config().cpus};
+    if (choice.kind == AcceleratorKind::Kvm) return create_kvm_partition(config);
+    return create_soft_partition(config);
+}
+
+Result<void> Runner::open_serial(PlatformConfig& config) {
+    if (m_options.serial && *m_options.serial != "-") {
+        auto file = TRY(open_file(*m_options.serial, O_WRONLY | O_CREAT | O_TRUNC | O_NOCTTY));
+        m_serial_output = std::make_unique<OutputThread>(std::move(file), m_options.serial->native());
+    } else if (m_options.command) {
+        // Standard output is the command's.
+        m_serial_output = std::make_unique<NoOutput>();
+    } else {
+        m_serial_output = std::make_unique<OutputThread>(TRY(duplicate(STDOUT_FILENO)), "standard output");
+    }
+    config.serial = m_serial_output.get();
+    config.on_serial_room = [this] {
+        if (m_input) m_input->on_room();
+    };
+    return {};
+}
+
+Result<PlatformConfig> Runner::make_config() {
+    PlatformConfig config;
+    config.vm = m_home.config();
+    config.kernel = std::move(m_options.kernel);
+    auto firmware = read_file(config.vm.firmware_code, k_max_firmware);
+    if (!firmware) return std::move(firmware).error().with_context("firmware");
+    config.firmware_code = std::move(*firmware);
+    config.variables = TRY(m_home.load(HomeFile::Nvram));
+    config.variable_store = &m_home.store(HomeFile::Nvram);
+    if (config.vm.tpm != TpmKind::None) {
+        PlatformConfig::Tpm tpm;
+        // Only a home that says, authenticated, that it never held a TPM gets a new one.
+        tpm.manufacture = !m_home.has(HomeFile::Tpm);
+        if (!tpm.manufacture) tpm.state = TRY(m_home.load(HomeFile::Tpm));
+        tpm.store = &m_home.store(HomeFile::Tpm);
+        config.tpm = std::move(tpm);
+    }
+    TRY(open_serial(config));
+    if (m_options.command) {
+        auto output = std::make_unique<OutputThread>(TRY(duplicate(STDOUT_FILENO)), "standard output");
+        auto errors = std::make_unique<OutputThread>(TRY(duplicate(STDERR_FILENO)), "standard error");
+        m_agent = std::make_unique<AgentSession>(*m_options.command, std::move(output), std::move(errors));
+        config.agent = &m_agent->from_guest();
+        config.on_agent_open = [this](bool open) { m_agent->port_opened(open); };
+        config.on_agent_room = [this] { m_agent->port_writable(); };
+    }
+    return config;
+}
+
+void Runner::end_with(RunEnd end, int code) {
+    if (!m_asked_end) m_asked_end = RunOutcome{end, code};
+    m_machine->stop();
+}
+
+Result<void> Runner::start_watching() {
+    auto& loop = m_machine->loop();
+    bool serial_is_terminal = !m_options.serial && !m_options.command;
+    if (serial_is_terminal) m_terminal = TRY(RawTerminal::enter(STDIN_FILENO));
+    std::lock_guard lock(loop.device_lock());
+    m_signals->watch(loop, [this](int number) { end_with(RunEnd::Interrupted, number); });
+    if (m_options.timeout) {
+        m_timeout = loop.make_timer([this] { end_with(RunEnd::TimedOut); });
+        m_timeout->arm(loop.now() + *m_options.timeout);
+    }
+    if (!m_options.command && (serial_is_terminal || *m_options.serial == "-")) {
+        m_input = std::make_unique<SerialInput>(loop, m_machine->platform(), STDIN_FILENO, m_terminal != nullptr,
+                                                [this] { end_with(RunEnd::Quit); });
+        m_input->start();
+    }
+    if (m_agent)
+        m_agent->attach(loop, m_machine->platform(),
+                        {.on_exit =
+                             [this](int code) {
+                                 m_asked_end = RunOutcome{RunEnd::CommandEnded, code};
+                             },
+                         .on_stop =
+                             [this](std::optional<Error> error) {
+                                 m_agent_error = std::move(error);
+                                 m_machine->stop();
+                             }});
+    return {};
+}
+
+void Runner::report() {
+    if (!m_options.verbose) return;
+    auto statistics = m_machine->statistics();
+    log::info("completed instructions: {}", statistics.completed_instructions);
+    log::info("backend: {}", m_backend);
+    for (auto const& [kind, count] : statistics.exits_by_kind) log::info("exits {}: {}", kind, count);
+    log::info("resets: {}", statistics.resets);
+    if (statistics.own_memory) log::info("memory of the VMM itself: {} KiB", *statistics.own_memory >> 10);
+}
+
+Result<RunOutcome> Runner::outcome(MachineEnd end) {
+    if (end == MachineEnd::Failed) return *m_machine->failure();
+    if (m_asked_end) return *m_asked_end;
+    if (m_agent_error) return *m_agent_error;
+    if (m_options.command) return make_error(ErrorCode::Io, "the guest switched itself off before the command ended");
+    return RunOutcome{};
+}
+
+Result<RunOutcome> Runner::run() {
+    m_signals = TRY(StopSignals::create());
+    auto partition = TRY(make_partition());
+    auto config = TRY(make_config());
+    m_machine = TRY(Machine::create(std::move(config), std::move(partition)));
+    TRY(start_watching());
+    TRY(enter_sandbox());
+    m_machine->start();
+    auto end = m_machine->wait();
+    auto closed = m_machine->close();
+    // No thread of the machine's runs from here on, so the members need no lock.
+    m_input.reset();
+    m_timeout.reset();
+    m_agent.reset(); // writes out what the command printed
+    m_serial_output = std::make_unique<NoOutput>();
+    m_terminal.reset();
+    report();
+    TRY_CONTEXT(std::move(closed), "the VM has ended, but its home could not be brought up to date");
+    return outcome(end);
+}
+
+} // namespace
+
+Result<RunOutcome> run_vm(HomeSession& home, RunOptions options) {
+    return Runner(home, std::move(options)).run();
+}
+
+} // namespace coffer::vmm
