@@ -195,7 +195,7 @@ TEST(KvmCompletion, TimeStampWithProcessorId) {
     uint64_t const slack = guest.partition->tsc_hz() / 100;
     EXPECT_GE(at(8) + slack, at(0));
     EXPECT_GE(at(24) + slack, at(8));
-    EXPECT_LT(at(24) - at(0), 100 * slack);
+    EXPECT_LT(at(24) - at(0), 6000 * slack);  // a minute, on the most loaded host
 }
 
 TEST(KvmCompletion, FaultsOfTheInstructionAreDelivered) {

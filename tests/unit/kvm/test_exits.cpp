@@ -185,15 +185,19 @@ TEST(KvmExits, KickStopsAHaltedGuest) {
     SKIP_WITHOUT_KVM();
     MicroGuest guest;
     guest.enter(real_mode, {0xFA, 0xF4});  // cli; hlt
-    std::thread kicker([&] {
-        std::this_thread::sleep_for(20ms);
-        guest.cpu().kick();
-    });
-    auto exit = guest.run();
-    kicker.join();
-    ASSERT_TRUE(exit) << exit.error().message();
-    EXPECT_EQ(*exit, vmm::VcpuExit::Kicked);
-    EXPECT_EQ(must(guest.cpu().get_state()).activity, vmm::CpuActivity::Halted);
+    auto activity = vmm::CpuActivity::Running;
+    for (int round = 0; round < 100 && activity != vmm::CpuActivity::Halted; ++round) {
+        std::thread kicker([&] {
+            std::this_thread::sleep_for(20ms);
+            guest.cpu().kick();
+        });
+        auto exit = guest.run();
+        kicker.join();
+        ASSERT_TRUE(exit) << exit.error().message();
+        EXPECT_EQ(*exit, vmm::VcpuExit::Kicked);
+        activity = must(guest.cpu().get_state()).activity;  // the first kicks may come before the HLT
+    }
+    EXPECT_EQ(activity, vmm::CpuActivity::Halted);
 }
 
 TEST(KvmExits, AnEarlyKickIsNotLost) {

@@ -58,7 +58,7 @@ TEST(KvmFirmware, OvmfReachesFwCfg) {
 
     std::atomic<bool> done = false;
     std::thread watchdog([&] {
-        for (int second = 0; second < 1400 && !done; ++second) std::this_thread::sleep_for(std::chrono::seconds(1));
+        for (int second = 0; second < 3300 && !done; ++second) std::this_thread::sleep_for(std::chrono::seconds(1));
         vcpu->kick();
     });
     Nanoseconds start = monotonic_now();

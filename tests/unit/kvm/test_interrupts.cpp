@@ -109,7 +109,8 @@ TEST(KvmInterrupts, HpetLegacyRoutingStopsThePitsLine) {
     state.rip = k_code + 0x100;
     must(guest.cpu().set_state(state));
     std::thread kicker([&] {
-        std::this_thread::sleep_for(60ms);
+        while (guest.io.writes(0x81).empty()) std::this_thread::sleep_for(1ms);
+        std::this_thread::sleep_for(60ms);  // some twenty periods
         guest.cpu().kick();
     });
     auto exit = guest.run();
