@@ -212,11 +212,13 @@ Result<size_t> LibtpmsBackend::limit_buffer_size(size_t bytes) {
 
 Result<size_t> LibtpmsBackend::execute(Locality locality, Bytes command, MutBytes response) {
     m_locality = locality;
+    // A copy, because libtpms decrypts encrypted parameters where they stand.
+    m_command.assign(command.begin(), command.end());
     uint32_t size = 0;
-    // SAFETY: libtpms takes a mutable pointer but does not write to the command (TPM2_Process copies what it
-    // unmarshals).
-    auto* input = const_cast<unsigned char*>(c_bytes(command));
-    auto code = TPMLIB_Process(&m_response, &size, &m_response_capacity, input, c_size(command));
+    // SAFETY: unsigned char may alias anything.
+    auto* input = reinterpret_cast<unsigned char*>(m_command.data());
+    auto code = TPMLIB_Process(&m_response, &size, &m_response_capacity, input, c_size(m_command));
+    wipe(m_command);
     if (code != TPM_SUCCESS) return libtpms_error("execute a command", code);
     if (size > response.size() || size < k_tpm_header_size)
         return make_error(ErrorCode::Internal, "the TPM's response of {} bytes does not fit its buffer", size);

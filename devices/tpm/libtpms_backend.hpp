@@ -64,6 +64,7 @@ private:
     bool m_manufacturing = false;  // the one time that state may be reported absent
     Locality m_locality = Locality::Zero;
     std::atomic<bool> m_established{false};
+    ByteVector m_command;
     unsigned char* m_response = nullptr; // libtpms' own, by malloc
     uint32_t m_response_capacity = 0;
 };
