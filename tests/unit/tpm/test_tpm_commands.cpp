@@ -89,7 +89,7 @@ TYPED_TEST(TpmCommands, ResponseIsHeldWhileTheStoreRefuses) {
     auto before = this->store.content();
     this->store.fail = true;
     this->machine.begin(commands::nv_write(as_bytes("held")));
-    std::this_thread::sleep_for(std::chrono::milliseconds(50));
+    ASSERT_TRUE(poll_until([&] { return this->store.refusals >= 2; }));
     EXPECT_TRUE(this->machine.running());
     EXPECT_EQ(this->store.content(), before);
     this->store.fail = false;
@@ -106,7 +106,7 @@ TYPED_TEST(TpmCommands, RetryWhileTheStoreRefusesAndNothingIsLost) {
     auto before = this->store.content();
     this->store.fail = true;
     this->machine.begin(commands::nv_write(as_bytes("new!")));
-    std::this_thread::sleep_for(std::chrono::milliseconds(20));
+    ASSERT_TRUE(poll_until([&] { return this->store.refusals > 0; }));
     ASSERT_TRUE(this->machine.running());
     this->machine.give_up();
     EXPECT_EQ(response_code(this->transact(commands::get_random(4))), rc(TpmResponseCode::Retry));

@@ -182,7 +182,10 @@ private:
 class SharedNvStore final : public devices::NvStore {
 public:
     Result<void> commit(Bytes bytes) override {
-        if (fail) return Error(ErrorCode::NoSpace, "fake store is full");
+        if (fail) {
+            ++refusals;
+            return Error(ErrorCode::NoSpace, "fake store is full");
+        }
         std::lock_guard lock(m_mutex);
         m_content.assign(bytes.begin(), bytes.end());
         return {};
@@ -192,6 +195,7 @@ public:
         return m_content;
     }
     std::atomic<bool> fail{false};
+    std::atomic<unsigned> refusals{0};
 
 private:
     mutable std::mutex m_mutex;
