@@ -70,6 +70,7 @@ bool BlockBuilder::same_page(uint64_t target) const {
 
 Site& BlockBuilder::new_site(SiteKind kind, uint64_t rip) {
     Site& site = m_target.sites->emplace_back();
+    m_sites.push_back(&site);
     site.kind = kind;
     site.rip = rip;
     site.block = m_block;
@@ -120,6 +121,7 @@ BlockBuilder::Outcome BlockBuilder::build(BlockSource const& source, Target cons
                      std::span(m_live).first(m_count));
     m_e = Emitter(m_buffer.data(), m_buffer.size());
     m_stubs.clear();
+    m_sites.clear();
     m_flags = Flags::Host;
     block.gpa = source.gpa;
     block.rip = source.rip;

@@ -44,6 +44,7 @@ public:
     // Fills `block` and code().
     Outcome build(BlockSource const& source, Target const& target, Block& block);
     std::span<uint8_t const> code() const { return {m_buffer.data(), m_size}; }
+    std::span<Site* const> sites() const { return m_sites; }
     std::span<Decoded const> instructions() const { return {m_insns.data(), m_count}; }
 
 private:
@@ -98,6 +99,7 @@ private:
     Block* m_block = nullptr;
     Flags m_flags = Flags::Host;
     std::vector<Stub> m_stubs;
+    std::vector<Site*> m_sites;
     std::vector<Site*> m_open_accesses; // of the current instruction; their `resume` is behind it
 };
 

@@ -136,7 +136,7 @@ Block* CodeCache::build(uint64_t rip, uint64_t gpa, ModeKey key, bool& fault) {
         m_blocks.pop_back();
         return nullptr;
     }
-    verify_block(m_builder.code(), block);
+    if (auto refused = verify_block(m_builder.code(), key.user, m_builder.sites())) reject(m_builder.code(), *refused);
     std::memcpy(m_code.writable() + m_used, m_builder.code().data(), m_builder.code().size());
     m_used += (block.code_size + 15) & ~15U;
     m_index.emplace(Key{gpa, rip, key.packed()}, &block);

@@ -8,6 +8,7 @@
 #include "vmm/accel/soft/translate/code_memory.hpp"
 #include "vmm/accel/soft/translate/host_faults.hpp"
 #include "vmm/accel/soft/translate/reencode.hpp"
+#include "vmm/accel/soft/translate/verifier.hpp"
 
 namespace coffer::vmm::soft {
 
@@ -159,6 +160,9 @@ struct NativeStep::Impl {
         Emitter e(buffer.data(), buffer.size());
         emit_plain(e, d, next_rip, offsetof(NativeState, spare));
         e.jump_state(offsetof(NativeState, exit));
+        StepLayout layout{.spare = offsetof(NativeState, spare), .exit = offsetof(NativeState, exit)};
+        std::span<uint8_t const> made(buffer.data(), e.size());
+        if (auto refused = verify_step(made, layout, d.memory.size)) reject(made, *refused);
         uint8_t const* at = code.executable() + used;
         std::memcpy(code.writable() + used, buffer.data(), e.size());
         used += (e.size() + 15) & ~size_t{15};
