@@ -12,6 +12,7 @@
 #include <Zydis/Zydis.h>
 #include <gtest/gtest.h>
 
+#include "base/log.hpp"
 #include "vmm/accel/soft/system/architecture.hpp"
 
 namespace coffer::tests {
@@ -232,7 +233,6 @@ protected:
     Cpu& cpu;
     size_t length = 0;
 
-private:
     void fill_tables() {
         auto put = [&](uint16_t selector, uint64_t value) { memory.put<uint64_t>(k_gdt + (selector & 0xFFF8), value); };
         put(k_code32, 0x00CF9B000000FFFF);

@@ -38,8 +38,10 @@ constexpr uint32_t k_1_edx = b(0) | b(2) | b(3) | b(4) | b(5) | b(6) | b(7) | b(
 constexpr uint32_t k_7_ebx_native = b(18) | b(29); // RDSEED, SHA
 constexpr uint32_t k_7_ebx_emulated = b(0) | b(1) | b(7) | b(9) | b(10) | b(20);
 // FSGSBASE, TSC_ADJUST, SMEP, ERMS, INVPCID, SMAP
-constexpr uint32_t k_7_ecx = b(2);                  // UMIP
-constexpr uint32_t k_7_edx = b(26) | b(27) | b(29); // IBRS and IBPB, STIBP, ARCH_CAPABILITIES
+constexpr uint32_t k_7_ecx = b(2); // UMIP
+// SERIALIZE (Linux else serializes by an IRET, which costs six emulated instructions, for each place that it patches),
+// IBRS and IBPB, STIBP, ARCH_CAPABILITIES
+constexpr uint32_t k_7_edx = b(14) | b(26) | b(27) | b(29);
 
 // Leaf 0x80000001: LAHF; SYSCALL, NX, 1 GiB pages, RDTSCP, long mode.
 constexpr uint32_t k_ext_1_ecx = b(0);
@@ -96,8 +98,10 @@ CpuidResult basic(Cpu const& cpu, uint32_t leaf, uint32_t subleaf) noexcept {
     case 4: return cache(subleaf);
     case 6: return {b(2), 0, 0, 0}; // ARAT
     case 7:
+        if (subleaf == 2)
+            return {0, 0, 0, b(4)}; // BHI_CTRL: Linux asks for it, whatever BHI_NO says, or clears by loops
         if (subleaf != 0) return {};
-        return {0, (k_7_ebx_native & host().leaf7_ebx) | k_7_ebx_emulated, k_7_ecx, k_7_edx};
+        return {2, (k_7_ebx_native & host().leaf7_ebx) | k_7_ebx_emulated, k_7_ecx, k_7_edx};
     case 0xB: return topology(cpu, subleaf);
     // The core crystal is the TSC itself: a ratio of 1/1 loses nothing to rounding.
     case 0x15: return {1, 1, cpu.tsc_hz >> 32 ? 0 : static_cast<uint32_t>(cpu.tsc_hz), 0};

@@ -145,6 +145,7 @@ constexpr Entry k_entries[] = {
     {ZYDIS_MNEMONIC_CPUID, cpuid_instruction},
     {ZYDIS_MNEMONIC_PAUSE, nothing},
     {ZYDIS_MNEMONIC_NOP, nothing},
+    {ZYDIS_MNEMONIC_SERIALIZE, nothing},
     // Defined to be undefined, or hidden by CPUID: not worth a line in the log.
     {ZYDIS_MNEMONIC_UD0, undefined},
     {ZYDIS_MNEMONIC_UD1, undefined},

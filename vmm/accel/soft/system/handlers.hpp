@@ -90,7 +90,7 @@ Step rdmsr(Cpu& cpu, Insn const& insn) noexcept;
 Step wrmsr(Cpu& cpu, Insn const& insn) noexcept;
 Step cpuid_instruction(Cpu& cpu, Insn const& insn) noexcept;
 Step undefined(Cpu& cpu, Insn const& insn) noexcept;
-Step nothing(Cpu& cpu, Insn const& insn) noexcept; // PAUSE, NOP
+Step nothing(Cpu& cpu, Insn const& insn) noexcept; // PAUSE, NOP, SERIALIZE
 
 // fpu_state.cpp
 Step fxsave(Cpu& cpu, Insn const& insn) noexcept;

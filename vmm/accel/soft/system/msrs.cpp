@@ -113,7 +113,7 @@ bool value_valid(uint32_t index, uint64_t value) noexcept {
         return !(value & reserved) && ((*at & 1) || memory_type_valid(value & 0xFF, false));
     }
     switch (index) {
-    case IA32_SPEC_CTRL: return !(value & ~uint64_t{7});
+    case IA32_SPEC_CTRL: return !(value & ~(uint64_t{7} | bit(10))); // IBRS, STIBP, SSBD, BHI_DIS_S
     case IA32_SYSENTER_ESP:
     case IA32_SYSENTER_EIP:
     case IA32_LSTAR:

@@ -14,7 +14,6 @@ namespace {
 
 constexpr size_t k_stack = 256 * 1024; // below the frame: fill_tlb() and signal handlers
 constexpr uint64_t k_flag_tf = 1 << 8, k_flag_if = 1 << 9;
-constexpr uint64_t k_dr6_bs = 1 << 14;
 constexpr uint32_t k_attention_memory_map = 1U << 16;
 
 uint64_t slot_of(uint64_t rflags) {
@@ -196,11 +195,7 @@ void SoftVcpu::interpret() {
     c.interrupt_shadow = false;
     Step step = m_interpreter.step(c);
     m_cache->take_code_changed();
-    if (trap && (step == Step::Next || step == Step::Leave)) {
-        c.debug.dr6 |= k_dr6_bs;
-        c.fault = Fault{.vector = Vector::DB};
-        step = Step::Fault;
-    }
+    if (trap && (step == Step::Next || step == Step::Leave)) step = deliver_single_step(c);
     finish(step);
 }
 
