@@ -154,6 +154,8 @@ IoStatus TpmCrb::mmio_write(uint64_t offset, Bytes from) {
     for (size_t index = 0; index < from.size();) {
         uint64_t at = offset + index;
         if (at >= crb::k_buffer_offset) {
+            // The first byte of the next command ends Completed, and the response with it.
+            if (m_granted && m_phase == Phase::Completed) m_phase = Phase::Ready;
             if (m_granted && m_phase == Phase::Ready)
                 std::memcpy(m_buffer.data() + (at - crb::k_buffer_offset), from.data() + index, from.size() - index);
             break;

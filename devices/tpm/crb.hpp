@@ -4,10 +4,11 @@
 // I/O thread has had a turn. The write that starts a command is followed by wait_after_write(), so that a short one is
 // finished before the guest looks for the first time.
 //
-// The state machine: a command starts from Ready alone; the buffer takes writes in Ready alone, and keeps the response
-// until the guest asks for Idle or Ready. Going Idle, and relinquishing the locality, while a command runs cancels the
-// command and drops its response. From Completed, cmdReady leads to Ready directly, which PTP leaves to TPMs with
-// CapCRBIdleBypass; drivers that do as PTP asks do not see it.
+// The state machine: a command starts from Ready alone; the buffer takes writes in Ready, and in Completed, where the
+// first write drops the response and leads to Ready. Going Idle, and relinquishing the locality, while a command runs
+// cancels the command and drops its response. PTP leaves the ways from Completed to Ready (by cmdReady, by writing) to
+// TPMs with CapCRBIdleBypass, which this one does not claim; Linux' tpm_crb nevertheless writes one command after the
+// other without going Idle, so they are taken here.
 #pragma once
 
 #include <array>
