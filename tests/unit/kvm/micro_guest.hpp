@@ -203,8 +203,9 @@ inline CpuState user_mode(CpuState state) {
 
 class MicroGuest {
 public:
-    explicit MicroGuest(unsigned count = 1, size_t ram_size = 0x80000)
-        : ram(ram_size), partition(must(vmm::create_kvm_partition({.vcpus = count}))) {
+    using Create = Result<std::unique_ptr<vmm::Partition>> (*)(vmm::PartitionConfig const&);
+    explicit MicroGuest(unsigned count = 1, Create create = vmm::create_kvm_partition)
+        : ram(0x80000), partition(must(create({.vcpus = count}))) {
         must(partition->map({GuestPhysAddr(0), ram.size(), ram.data(), false}));
         write_tables(ram);
         for (unsigned i = 0; i < count; ++i) vcpus.push_back(must(partition->create_vcpu(i, io, nullptr)));

@@ -184,10 +184,12 @@ TEST(KvmCompletion, TimeStampWithProcessorId) {
         0xE6, 0xF4,
     });
     auto state = must(guest.cpu().get_state());
-    uint64_t processor = 0;
-    for (auto& value : state.msrs)
-        if (value.index == 0xC0000103) value.value = processor = 0x77;  // TSC_AUX, where KVM has it
+    constexpr uint32_t k_tsc_aux = 0xC0000103;
+    state.msrs.push_back({k_tsc_aux, 0x77});
     must(guest.cpu().set_state(state));
+    uint64_t processor = 0;  // where KVM has the MSR
+    for (auto const& value : must(guest.cpu().get_state()).msrs)
+        if (value.index == k_tsc_aux) processor = value.value;
     guest.run_to_end();
     EXPECT_EQ(word(guest, k_buffer + 16), processor);
     auto at = [&](uint64_t offset) { return load_le<uint64_t>(guest.ram.bytes(), k_buffer + offset); };

@@ -1,5 +1,6 @@
 #include "vmm/accel/kvm/vcpu.hpp"
 
+#include <algorithm>
 #include <cerrno>
 #include <csignal>
 #include <sys/mman.h>
@@ -77,12 +78,25 @@ bool KvmVcpu::take_kick() noexcept {
     return m_kicked.exchange(false);
 }
 
+// MSRs at their power-on values are left out, and put back where they are absent: most are of KVM's own making, and a
+// state that does not use them can be restored on another host or backend.
 Result<CpuState> KvmVcpu::get_state() {
-    return read_state(m_vcpu, m_layout);
+    auto state = TRY(read_state(m_vcpu, m_layout));
+    std::erase_if(state.msrs, [&](auto const& value) {
+        return std::ranges::any_of(m_power_on.msrs, [&](auto const& initial) {
+            return initial.index == value.index && initial.value == value.value;
+        });
+    });
+    return state;
 }
 
 Result<void> KvmVcpu::set_state(CpuState const& state) {
-    return write_state(m_vcpu, m_layout, state);
+    CpuState whole = state;
+    for (auto const& initial : m_power_on.msrs) {
+        bool present = std::ranges::any_of(state.msrs, [&](auto const& value) { return value.index == initial.index; });
+        if (!present) whole.msrs.push_back(initial);
+    }
+    return write_state(m_vcpu, m_layout, whole);
 }
 
 Result<void> KvmVcpu::reset() {
