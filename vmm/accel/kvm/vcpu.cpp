@@ -5,6 +5,7 @@
 #include <csignal>
 #include <sys/mman.h>
 #include <utility>
+#include <x86intrin.h>
 
 #include "vmm/accel/kvm/msrs.hpp"
 
@@ -40,15 +41,16 @@ Result<void> install_kick_signal() {
     return {};
 }
 
-KvmVcpu::KvmVcpu(Handle vcpu, unsigned index, RunArea run, StateLayout layout, MemorySlots& memory, GuestIo& io)
-    : m_vcpu(std::move(vcpu)), m_index(index), m_run(std::move(run)), m_layout(std::move(layout)), m_memory(memory),
-      m_io(io) {}
+KvmVcpu::KvmVcpu(Handle vcpu, unsigned index, RunArea run, StateLayout layout, VcpuSurroundings const& surroundings)
+    : m_vcpu(std::move(vcpu)), m_index(index), m_run(std::move(run)), m_layout(std::move(layout)),
+      m_io(surroundings.io), m_tsc_offset(surroundings.tsc_offset) {}
 
 Result<std::unique_ptr<KvmVcpu>> KvmVcpu::create(Handle vcpu, unsigned index, size_t run_area_size, StateLayout layout,
-                                                 MemorySlots& memory, GuestIo& io, CompletionContext const& context) {
+                                                 VcpuSurroundings const& surroundings) {
     auto run = TRY(RunArea::map(vcpu, run_area_size));
-    std::unique_ptr<KvmVcpu> self(new KvmVcpu(std::move(vcpu), index, std::move(run), std::move(layout), memory, io));
-    self->m_completion = InstructionCompletion::create(self->m_vcpu, index, memory, io, context);
+    std::unique_ptr<KvmVcpu> self(new KvmVcpu(std::move(vcpu), index, std::move(run), std::move(layout), surroundings));
+    self->m_completion = InstructionCompletion::create(self->m_vcpu, index, surroundings.memory, surroundings.io,
+                                                       surroundings.completion);
     self->m_power_on = TRY(read_state(self->m_vcpu, self->m_layout));
     auto const architectural = reset_cpu_state();
     auto& power_on = self->m_power_on;
@@ -63,7 +65,16 @@ Result<std::unique_ptr<KvmVcpu>> KvmVcpu::create(Handle vcpu, unsigned index, si
     power_on.activity = activity;
     // KVM takes writes of several vCPUs' TSCs for attempts to synchronise them: it runs on over a reset.
     std::erase_if(power_on.msrs, [](auto const& value) { return value.index == msr::IA32_TSC; });
+    TRY(self->update_tsc_offset());
     return self;
+}
+
+Result<void> KvmVcpu::update_tsc_offset() {
+    if (m_index != 0) return {};
+    constexpr uint32_t k_tsc[] = {msr::IA32_TSC};
+    for (auto const& value : TRY(read_msrs(m_vcpu, k_tsc)))
+        m_tsc_offset = static_cast<int64_t>(value.value - __rdtsc());
+    return {};
 }
 
 void KvmVcpu::kick() noexcept {
@@ -96,7 +107,10 @@ Result<void> KvmVcpu::set_state(CpuState const& state) {
         bool present = std::ranges::any_of(state.msrs, [&](auto const& value) { return value.index == initial.index; });
         if (!present) whole.msrs.push_back(initial);
     }
-    return write_state(m_vcpu, m_layout, whole);
+    TRY(write_state(m_vcpu, m_layout, whole));
+    // Tells a guest that uses KVM's clock that it stood still, so that its watchdogs do not bark; others refuse it.
+    (void)m_vcpu.try_call(COFFER_KVM(KVM_KVMCLOCK_CTRL), 0UL);
+    return update_tsc_offset();
 }
 
 Result<void> KvmVcpu::reset() {

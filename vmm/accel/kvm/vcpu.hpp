@@ -40,12 +40,20 @@ private:
     size_t m_size;
 };
 
+// What a partition gives each of its vCPUs. All of it outlives the vCPU.
+struct VcpuSurroundings {
+    MemorySlots& memory;
+    GuestIo& io;
+    // Guest TSC - host TSC, kept by vCPU 0.
+    std::atomic<int64_t>& tsc_offset;
+    CompletionContext completion;
+};
+
 class KvmVcpu final : public Vcpu {
 public:
     // `vcpu` has its CPUID, initial MSRs and MP state.
     static Result<std::unique_ptr<KvmVcpu>> create(Handle vcpu, unsigned index, size_t run_area_size,
-                                                   StateLayout layout, MemorySlots& memory, GuestIo& io,
-                                                   CompletionContext const& context);
+                                                   StateLayout layout, VcpuSurroundings const& surroundings);
 
     Result<VcpuExit> run() override;
     void kick() noexcept override;
@@ -57,7 +65,7 @@ public:
     Handle const& handle() const noexcept { return m_vcpu; }
 
 private:
-    KvmVcpu(Handle vcpu, unsigned index, RunArea run, StateLayout layout, MemorySlots& memory, GuestIo& io);
+    KvmVcpu(Handle vcpu, unsigned index, RunArea run, StateLayout layout, VcpuSurroundings const& surroundings);
 
     struct Outcome {
         std::optional<VcpuExit> exit; // nothing: go on
@@ -67,6 +75,7 @@ private:
     void handle_mmio();
     Result<Outcome> handle_internal_error();
     Result<Outcome> complete_instruction();
+    Result<void> update_tsc_offset();
     // True once: a kick has been asked for.
     bool take_kick() noexcept;
     std::string where() const;
@@ -75,8 +84,8 @@ private:
     unsigned m_index;
     RunArea m_run;
     StateLayout m_layout;
-    MemorySlots& m_memory;
     GuestIo& m_io;
+    std::atomic<int64_t>& m_tsc_offset;
     CpuState m_power_on; // as KVM and our initial MSRs made it
 
     std::atomic<bool> m_kicked = false;

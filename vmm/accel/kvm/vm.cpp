@@ -146,9 +146,6 @@ Result<void> KvmPartition::create_vcpus() {
         if (index == 0) m_cpuid = std::move(leaves);
         m_vcpus.push_back(std::move(vcpu));
     }
-    constexpr uint32_t k_tsc[] = {msr::IA32_TSC};
-    auto guest = TRY(read_msrs(m_vcpus[0], k_tsc));
-    if (!guest.empty()) m_tsc_offset = static_cast<int64_t>(guest[0].value - __rdtsc());
     return {};
 }
 
@@ -175,13 +172,15 @@ Result<std::unique_ptr<Vcpu>> KvmPartition::create_vcpu(unsigned index, GuestIo&
     if (int size = m_vm.try_call(COFFER_KVM(KVM_CHECK_EXTENSION), static_cast<unsigned long>(KVM_CAP_XSAVE2)); size > 0)
         layout.xsave_size = static_cast<size_t>(size);
     layout.saved_msrs = TRY(saved_msrs(m_system, m_vcpus[index]));
-    CompletionContext context{.xsave_size = layout.xsave_size,
-                              .vcpus = m_config.vcpus,
-                              .physical_address_bits = m_physical_address_bits,
-                              .native_ring0 = m_capabilities.native_ring0};
+    VcpuSurroundings surroundings{.memory = *m_memory,
+                                  .io = io,
+                                  .tsc_offset = m_tsc_offset,
+                                  .completion = {.xsave_size = layout.xsave_size,
+                                                 .vcpus = m_config.vcpus,
+                                                 .physical_address_bits = m_physical_address_bits,
+                                                 .native_ring0 = m_capabilities.native_ring0}};
     size_t run_area_size = TRY(m_system.run_area_size());
-    auto vcpu = TRY(
-        KvmVcpu::create(std::move(m_vcpus[index]), index, run_area_size, std::move(layout), *m_memory, io, context));
+    auto vcpu = TRY(KvmVcpu::create(std::move(m_vcpus[index]), index, run_area_size, std::move(layout), surroundings));
     return std::unique_ptr<Vcpu>(std::move(vcpu));
 }
 

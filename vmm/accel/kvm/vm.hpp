@@ -1,6 +1,7 @@
 // A VM of /dev/kvm with in-kernel interrupt controllers.
 #pragma once
 
+#include <atomic>
 #include <vector>
 
 #include "vmm/accel/accelerator.hpp"
@@ -60,7 +61,7 @@ private:
     std::vector<Handle> m_vcpus;           // handed out by create_vcpu()
     std::vector<kvm_cpuid_entry2> m_cpuid; // vCPU 0's
     uint32_t m_tsc_khz = 0;
-    int64_t m_tsc_offset = 0; // guest TSC - host TSC
+    std::atomic<int64_t> m_tsc_offset = 0; // guest TSC - host TSC
     unsigned m_physical_address_bits = 36;
     InterruptControllers m_power_on{};
 };
