@@ -93,15 +93,8 @@ Result<void> Platform::build_chipset() {
     fw_cfg.set_key_u16(key::MAX_CPUS, cpus);
     if (m_config.kernel) {
         auto& kernel = *m_config.kernel;
-        ByteVector cmdline(kernel.cmdline.size() + 1);
-        std::memcpy(cmdline.data(), kernel.cmdline.data(), kernel.cmdline.size());
-        for (auto [size_key, data_key, content] : {std::tuple(key::SETUP_SIZE, key::SETUP_DATA, &kernel.setup),
-                                                   std::tuple(key::KERNEL_SIZE, key::KERNEL_DATA, &kernel.kernel),
-                                                   std::tuple(key::INITRD_SIZE, key::INITRD_DATA, &kernel.initrd),
-                                                   std::tuple(key::CMDLINE_SIZE, key::CMDLINE_DATA, &cmdline)}) {
-            fw_cfg.set_key_u32(size_key, static_cast<uint32_t>(content->size()));
-            fw_cfg.set_key(data_key, std::move(*content));
-        }
+        fw_cfg.set_linux_boot(std::move(kernel.setup), std::move(kernel.kernel), std::move(kernel.initrd),
+                              kernel.cmdline);
         m_config.kernel.reset();
     }
     return {};
