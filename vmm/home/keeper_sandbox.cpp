@@ -46,19 +46,25 @@ Result<void> enter_sandbox() {
     auto keep = [&failed](int result) {
         if (result != 0 && failed == 0) failed = -result;
     };
-    for (int call : k_allowed) keep(::seccomp_rule_add(context, SCMP_ACT_ALLOW, call, 0));
+    auto allow = [&](int call) { keep(::seccomp_rule_add(context, SCMP_ACT_ALLOW, call, 0)); };
+    // Not by the SCMP_A macros: they are C99 compound literals, which clang's pedantry refuses.
+    auto allow_if = [&](int call, scmp_arg_cmp const& condition) {
+        keep(::seccomp_rule_add_array(context, SCMP_ACT_ALLOW, call, 1, &condition));
+    };
+    auto without_bits = [](unsigned argument, uint64_t bits) {
+        return scmp_arg_cmp{argument, SCMP_CMP_MASKED_EQ, bits, 0};
+    };
+    auto equal_to = [](unsigned argument, uint64_t value) { return scmp_arg_cmp{argument, SCMP_CMP_EQ, value, 0}; };
+    for (int call : k_allowed) allow(call);
     // Files are opened, never made or truncated; writing is left open for the terminal.
-    keep(::seccomp_rule_add(context, SCMP_ACT_ALLOW, SCMP_SYS(openat), 1,
-                            SCMP_A2(SCMP_CMP_MASKED_EQ, O_CREAT | O_TRUNC | O_APPEND, 0)));
-    keep(::seccomp_rule_add(context, SCMP_ACT_ALLOW, SCMP_SYS(open), 1,
-                            SCMP_A1(SCMP_CMP_MASKED_EQ, O_CREAT | O_TRUNC | O_APPEND, 0)));
-    for (int call : {SCMP_SYS(mmap), SCMP_SYS(mprotect)})
-        keep(::seccomp_rule_add(context, SCMP_ACT_ALLOW, call, 1, SCMP_A2(SCMP_CMP_MASKED_EQ, PROT_EXEC, 0)));
+    allow_if(SCMP_SYS(openat), without_bits(2, O_CREAT | O_TRUNC | O_APPEND));
+    allow_if(SCMP_SYS(open), without_bits(1, O_CREAT | O_TRUNC | O_APPEND));
+    for (int call : {SCMP_SYS(mmap), SCMP_SYS(mprotect)}) allow_if(call, without_bits(2, PROT_EXEC));
     // The terminal's settings, and whether a descriptor is a terminal.
-    for (unsigned request : {unsigned{TCGETS}, unsigned{TCSETS}, unsigned{TCSETSW}, unsigned{TCSETSF}})
-        keep(::seccomp_rule_add(context, SCMP_ACT_ALLOW, SCMP_SYS(ioctl), 1, SCMP_A1(SCMP_CMP_EQ, request)));
+    for (uint64_t request : {uint64_t{TCGETS}, uint64_t{TCSETS}, uint64_t{TCSETSW}, uint64_t{TCSETSF}})
+        allow_if(SCMP_SYS(ioctl), equal_to(1, request));
     // Limits may be read, not set.
-    keep(::seccomp_rule_add(context, SCMP_ACT_ALLOW, SCMP_SYS(prlimit64), 1, SCMP_A2(SCMP_CMP_EQ, 0)));
+    allow_if(SCMP_SYS(prlimit64), equal_to(2, 0));
     if (failed != 0) return errno_error(failed, "cannot build the keeper's seccomp filter");
     keep(::seccomp_load(context));
     if (failed != 0) return errno_error(failed, "cannot enter the keeper's sandbox");
