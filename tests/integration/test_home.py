@@ -16,7 +16,6 @@ class Home(HostTest):
         self.create("vm", "--tpm", "crb", "--provider", "local")
         self.run_in_guest("vm", rf"""
             set -e
-            mountpoint -q /sys/firmware/efi/efivars || mount -t efivarfs none /sys/firmware/efi/efivars
             printf '\007\000\000\000{SECRET}' > /sys/firmware/efi/efivars/{VARIABLE}
             tpm2_nvdefine 0x1500001 -C o -s 29 -a 'ownerread|ownerwrite' > /dev/null
             echo -n '{SECRET}' | tpm2_nvwrite 0x1500001 -C o -i-""")

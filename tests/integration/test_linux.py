@@ -1,9 +1,9 @@
 """An unmodified Debian kernel under unmodified OVMF: boot, console, agent, ACPI, disks, reboot, power-off."""
 
 import hashlib
-import os
 import re
 import subprocess
+import time
 import unittest
 
 from harness import BOOT_LIMIT, IMAGES, HostTest, Terminal
@@ -76,6 +76,25 @@ class Linux(HostTest):
         digests = [word for word in in_guest if re.fullmatch("[0-9a-f]{32,}", word)]
         self.assertEqual(digests, [word for word in here if re.fullmatch("[0-9a-f]{32,}", word)])
         self.assertEqual(len(digests), 4)
+
+
+class SecureBoot(HostTest):
+    def test_an_unsigned_system_is_refused(self):
+        self.create("vm", "--tpm", "none", "--secure-boot", "--disk", self.copy_of_disk())
+        serial = self.host.folder / "serial"
+        machine = self.host.start("run", "vm", "--accel", "soft", "--serial", serial)
+        try:
+            deadline = time.monotonic() + BOOT_LIMIT
+            while time.monotonic() < deadline and not (
+                    serial.exists() and b"No bootable option" in serial.read_bytes()):
+                self.assertIsNone(machine.poll())
+                time.sleep(0.2)
+        finally:
+            machine.terminate()
+            machine.wait(30)
+        printed = serial.read_bytes()
+        self.assertRegex(printed, rb"failed to (load|start) Boot0001.*(Access Denied|Security Violation)")
+        self.assertNotIn(b"coffer-demo: init", printed)
 
 
 class Console(HostTest):
