@@ -239,7 +239,13 @@ bool segment_to_linear(Cpu& cpu, SegmentName segment, uint64_t offset, size_t si
 bool fill_tlb(Cpu& cpu, uint64_t linear, bool write) noexcept;
 
 // Where to fetch instructions from: the guest-physical address of `linear` under execute permission; false: Cpu::fault.
-bool fetch_translate(Cpu& cpu, uint64_t linear, uint64_t& gpa) noexcept;
+struct FetchPage {
+    uint64_t gpa = 0;
+    bool global = false;  // CR3 loads keep the translation
+    bool large = false;   // of more than 4 KiB
+    bool huge = false;    // of more than 2 MiB
+};
+bool fetch_translate(Cpu& cpu, uint64_t linear, FetchPage& page) noexcept;
 
 void flush_tlb_all(Cpu& cpu) noexcept;          // globals too
 void flush_tlb_non_global(Cpu& cpu) noexcept;
@@ -264,8 +270,9 @@ CpuidResult cpuid(Cpu const& cpu, uint32_t leaf, uint32_t subleaf) noexcept;
 
 // ---- translate/: what system/ calls ----------------------------------------------------------------------------------
 
-// Links between blocks and cached targets that depend on address translation are stale (CR3, INVLPG, paging changes).
+// Links between blocks and cached targets that depend on address translation are stale (CR3, paging changes; INVLPG).
 // Called by system/ from within the functions above; implemented by the code cache.
 void translation_changed(Cpu& cpu, bool globals_too) noexcept;
+void translation_changed_at(Cpu& cpu, uint64_t linear) noexcept;
 
 }  // namespace coffer::vmm::soft

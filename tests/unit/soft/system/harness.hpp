@@ -24,6 +24,7 @@ using namespace coffer::vmm::soft;
 struct TranslationChanges {
     unsigned all = 0;
     unsigned non_global = 0;
+    unsigned pages = 0;
 };
 TranslationChanges& translation_changes() noexcept;
 

@@ -15,7 +15,10 @@ protected:
         switch (kind) {
         case Access::Read: return memory_read(cpu, linear, &value, 8);
         case Access::Write: return memory_write(cpu, linear, &value, 8);
-        case Access::Execute: return fetch_translate(cpu, linear, value);
+        case Access::Execute: {
+            FetchPage page;
+            return fetch_translate(cpu, linear, page);
+        }
         }
         return false;
     }

@@ -16,4 +16,6 @@ void translation_changed(Cpu&, bool globals_too) noexcept {
     ++(globals_too ? changes.all : changes.non_global);
 }
 
+void translation_changed_at(Cpu&, uint64_t) noexcept { ++coffer::tests::translation_changes().pages; }
+
 } // namespace coffer::vmm::soft

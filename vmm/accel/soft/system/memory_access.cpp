@@ -160,7 +160,7 @@ bool memory_check_write(Cpu& cpu, uint64_t linear, size_t size) noexcept {
     return linear_check_write(cpu, linear, size, current_privilege(cpu));
 }
 
-bool fetch_translate(Cpu& cpu, uint64_t linear, uint64_t& gpa) noexcept {
+bool fetch_translate(Cpu& cpu, uint64_t linear, FetchPage& page) noexcept {
     if (!cpu.mode.long_mode)
         linear &= 0xFFFFFFFF;
     else if (!is_canonical(linear))
@@ -171,7 +171,10 @@ bool fetch_translate(Cpu& cpu, uint64_t linear, uint64_t& gpa) noexcept {
         cpu.fault = Fault{.vector = Vector::PF, .has_error = true, .error = error, .cr2 = linear};
         return false;
     }
-    gpa = walk.gpa_page + (linear & ~k_page_mask);
+    page.gpa = walk.gpa_page + (linear & ~k_page_mask);
+    page.global = walk.global;
+    page.large = walk.size != PageSize::Small;
+    page.huge = walk.size == PageSize::Huge;
     return true;
 }
 

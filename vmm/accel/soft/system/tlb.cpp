@@ -67,7 +67,7 @@ void flush_tlb_page(Cpu& cpu, uint64_t linear) noexcept {
     if (book.large_regions[hash / 64] & bit(static_cast<unsigned>(hash % 64)))
         drop_region(cpu, linear, 21, k_tlb_large);
     if (book.huge_pages) drop_region(cpu, linear, 30, k_tlb_huge);
-    translation_changed(cpu, true);
+    translation_changed_at(cpu, linear);
 }
 
 void flush_tlb_writes_to(Cpu& cpu, uint64_t gpa_page) noexcept {

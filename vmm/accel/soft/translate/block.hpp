@@ -48,7 +48,9 @@ struct Block {
     uint64_t second_page = 0; // guest-physical page of an instruction that crosses, or k_no_page
     uint32_t code = 0;        // offset in the code memory
     uint32_t code_size = 0;
-    bool dead = false; // its guest code changed; not entered again
+    bool global = false;   // CR3 loads keep the translation of its page (as of the last time it was found)
+    Block* next = nullptr; // in its bucket of the index
+    bool dead = false;     // its guest code changed; not entered again
     std::vector<InsnMark> marks;
     std::vector<Site*> incoming; // links to this block
     std::vector<Site*> links;    // its own direct edges

@@ -9,15 +9,13 @@ namespace coffer::vmm::soft {
 
 namespace {
 
-constexpr uint64_t k_cr4_pge = 1 << 7;
 // Matches no jump: RIP + salt + tag is 0 for no canonical RIP.
 constexpr uint64_t k_empty_tag = 5;
 constexpr size_t k_stale_limit = 4096;
 constexpr uint32_t k_reserved_code = 64; // at the start: what empty jump entries point at
 
-// Translations that CR3 loads keep: assumed of the upper half of kernels that use global pages.
-bool is_global(Cpu const& cpu, uint64_t rip) {
-    return (rip >> 63) != 0 && (cpu.cr4 & k_cr4_pge) != 0;
+bool upper_half(uint64_t linear) {
+    return (linear >> 63) != 0;
 }
 
 } // namespace
@@ -39,44 +37,55 @@ CodeCache::~CodeCache() {
 
 // ---- Finding and making ----
 
-bool CodeCache::translate_page(uint64_t linear, bool user, uint64_t& gpa) noexcept {
+CodeCache::FetchEntry const* CodeCache::translate_page(uint64_t linear, bool user) noexcept {
     uint64_t page = (linear & k_page_mask) | (user ? 1 : 0);
     FetchEntry& entry = m_fetch[(linear >> 12) % m_fetch.size()];
-    if (entry.linear_page != page || entry.generation != m_fetch_generation) {
-        uint64_t found;
-        if (!fetch_translate(m_frame.cpu, linear, found)) return false;
-        entry = FetchEntry{page, m_fetch_generation, found & k_page_mask};
-    }
-    gpa = entry.gpa_page | (linear & (k_page_size - 1));
-    return true;
+    if (entry.linear_page == page && entry.generation == m_fetch_generation) return &entry;
+    FetchPage found;
+    if (!fetch_translate(m_frame.cpu, linear, found)) return nullptr;
+    entry = FetchEntry{page, m_fetch_generation, found.gpa & k_page_mask, found.global && upper_half(linear)};
+    FetchedPages& fetched = m_fetched[upper_half(linear) ? 1 : 0];
+    fetched.small.set((linear >> 12 ^ linear >> 26) % fetched.small.size());
+    if (found.large) fetched.large.set((linear >> 21 ^ linear >> 33) % fetched.large.size());
+    fetched.huge |= found.huge;
+    return &entry;
+}
+
+Block*& CodeCache::bucket(uint64_t gpa, uint64_t rip, ModeKey key) noexcept {
+    uint64_t hash = gpa * 0x9E37'79B9'7F4A'7C15ULL ^ (rip + key.packed()) * 0xC2B2'AE3D'27D4'EB4FULL;
+    return m_index[hash >> 47 & (k_buckets - 1)];
 }
 
 Block* CodeCache::find(ModeKey key, bool& fault) {
     uint64_t rip = m_frame.cpu.rip;
-    uint64_t gpa;
     fault = false;
-    if (!translate_page(rip, key.user, gpa)) {
+    FetchEntry const* found = translate_page(rip, key.user);
+    if (!found) {
         fault = true;
         return nullptr;
     }
-    auto it = m_index.find(Key{gpa, rip, key.packed()});
-    if (it != m_index.end()) {
-        Block& block = *it->second;
-        if (block.second_page == k_no_page) return &block;
-        uint64_t second;
+    FetchEntry const fetched = *found;
+    uint64_t gpa = fetched.gpa_page | (rip & (k_page_size - 1));
+    for (Block* block = bucket(gpa, rip, key); block; block = block->next) {
+        if (block->gpa != gpa || block->rip != rip || !(block->key == key)) continue;
+        block->global = fetched.global;
+        if (block->second_page == k_no_page) return block;
         uint64_t next_page = (rip & k_page_mask) + k_page_size;
         if (key.code_bits == 32) next_page &= 0xFFFF'FFFF;
-        if (!translate_page(next_page, key.user, second)) {
+        FetchEntry const* second = translate_page(next_page, key.user);
+        if (!second) {
             fault = true;
             return nullptr;
         }
-        if (block.second_page == second) return &block;
-        drop(block);
+        if (block->second_page == second->gpa_page) return block;
+        drop(*block);
+        break;
     }
-    return build(rip, gpa, key, fault);
+    return build(rip, fetched, key, fault);
 }
 
-Block* CodeCache::build(uint64_t rip, uint64_t gpa, ModeKey key, bool& fault) {
+Block* CodeCache::build(uint64_t rip, FetchEntry const& fetched, ModeKey key, bool& fault) {
+    uint64_t gpa = fetched.gpa_page | (rip & (k_page_size - 1));
     bool writable;
     std::byte* page = m_memory.host_page(gpa & k_page_mask, writable);
     if (!page) return nullptr;
@@ -108,12 +117,14 @@ Block* CodeCache::build(uint64_t rip, uint64_t gpa, ModeKey key, bool& fault) {
     if (outcome == BlockBuilder::Outcome::Crossing) {
         uint64_t next = (rip & k_page_mask) + k_page_size;
         if (key.code_bits == 32) next &= 0xFFFF'FFFF;
-        uint64_t second;
+        uint64_t second = 0;
         std::byte* second_host = nullptr;
-        if (translate_page(next, key.user, second))
+        if (FetchEntry const* found = translate_page(next, key.user)) {
+            second = found->gpa_page;
             second_host = m_memory.host_page(second, writable);
-        else
+        } else {
             fault = true;
+        }
         if (second_host) {
             bool second_first = !m_memory.has_code(second);
             m_memory.count_code(second, 1);
@@ -139,7 +150,10 @@ Block* CodeCache::build(uint64_t rip, uint64_t gpa, ModeKey key, bool& fault) {
     if (auto refused = verify_block(m_builder.code(), key.user, m_builder.sites())) reject(m_builder.code(), *refused);
     std::memcpy(m_code.writable() + m_used, m_builder.code().data(), m_builder.code().size());
     m_used += (block.code_size + 15) & ~15U;
-    m_index.emplace(Key{gpa, rip, key.packed()}, &block);
+    block.global = fetched.global;
+    Block*& head = bucket(gpa, rip, key);
+    block.next = head;
+    head = &block;
     m_pages[gpa_page].push_back(&block);
     if (block.second_page != k_no_page) m_pages[block.second_page].push_back(&block);
     ++m_counters.blocks;
@@ -151,7 +165,7 @@ void CodeCache::flush_all() noexcept {
     ++m_counters.flushes;
     for (auto const& [page, blocks] : m_pages) m_memory.count_code(page, -static_cast<int>(blocks.size()));
     m_pages.clear();
-    m_index.clear();
+    m_index.assign(k_buckets, nullptr);
     m_cross_links.clear();
     m_global_links.clear();
     m_blocks.clear();
@@ -183,7 +197,7 @@ void CodeCache::link(Site& site, Block& target) {
     set_rel32(site.patch, target.code);
     ++m_counters.links;
     if (!site.cross_page && target.second_page == k_no_page) return;
-    bool global = is_global(m_frame.cpu, target.rip) && target.second_page == k_no_page;
+    bool global = target.global && target.second_page == k_no_page;
     (global ? m_global_links : m_cross_links).push_back(&site);
 }
 
@@ -193,7 +207,7 @@ void CodeCache::unlink(Site& site) noexcept {
 
 void CodeCache::insert_jump(Block const& block) {
     size_t privilege = block.key.user ? 1 : 0;
-    if (!block.key.user && !is_global(m_frame.cpu, block.rip)) m_local_jumps = true;
+    if (!block.key.user && !block.global) m_local_jumps = true;
     uint64_t salt = m_salt_generation[privilege] << 48;
     JumpEntry& jump = m_frame.jumps[block.rip % k_jump_entries];
     jump.tag = 0 - (block.rip + salt);
@@ -230,13 +244,19 @@ void CodeCache::translation_changed(bool globals_too) noexcept {
     new_generation(1);
     for (Site* site : m_cross_links) unlink(*site);
     m_cross_links.clear();
-    if (globals_too || m_local_jumps || !(m_frame.cpu.cr4 & k_cr4_pge)) {
+    m_fetched[0] = {};
+    if (globals_too || m_local_jumps) {
         new_generation(0);
         m_local_jumps = false;
     }
     if (!globals_too) return;
+    m_fetched[1] = {};
     for (Site* site : m_global_links) unlink(*site);
     m_global_links.clear();
+}
+
+void CodeCache::translation_changed_at(uint64_t linear) noexcept {
+    if (m_fetched[upper_half(linear) ? 1 : 0].holds(linear)) translation_changed(upper_half(linear));
 }
 
 // ---- Changed code ----
@@ -245,7 +265,11 @@ void CodeCache::drop(Block& block) noexcept {
     block.dead = true;
     m_code_changed = true;
     ++m_counters.invalidations;
-    m_index.erase(Key{block.gpa, block.rip, block.key.packed()});
+    for (Block** at = &bucket(block.gpa, block.rip, block.key); *at; at = &(*at)->next) {
+        if (*at != &block) continue;
+        *at = block.next;
+        break;
+    }
     for (Site* site : block.incoming) {
         if (site->target != &block) continue;
         unlink(*site);
@@ -268,6 +292,15 @@ void CodeCache::drop(Block& block) noexcept {
 void CodeCache::code_written(uint64_t gpa, size_t size) noexcept {
     if (size == 0) return;
     uint64_t last = gpa + size - 1;
+    if (size / k_page_size > m_pages.size()) {
+        // Rather look at what there is.
+        std::vector<Block*> hit;
+        for (auto const& [page, blocks] : m_pages)
+            if (page + k_page_size - 1 >= gpa && page <= last) hit.insert(hit.end(), blocks.begin(), blocks.end());
+        for (Block* block : hit)
+            if (!block->dead) drop(*block);
+        return;
+    }
     for (uint64_t page = gpa & k_page_mask;; page += k_page_size) {
         auto it = m_pages.find(page);
         if (it != m_pages.end()) {
@@ -294,7 +327,10 @@ void CodeCache::memory_written(uint64_t gpa, size_t size) noexcept {
     bool any = false;
     for (uint64_t page = gpa & k_page_mask; page <= gpa + size - 1 && !any; page += k_page_size)
         any = m_memory.has_code(page);
-    if (!any) return;
+    if (any) memory_replaced(gpa, size);
+}
+
+void CodeCache::memory_replaced(uint64_t gpa, size_t size) noexcept {
     {
         std::lock_guard lock(m_stale_mutex);
         if (m_stale.size() < k_stale_limit)
@@ -335,6 +371,10 @@ CodeCache::Origin CodeCache::origin_of(uintptr_t host) const noexcept {
 
 void translation_changed(Cpu& cpu, bool globals_too) noexcept {
     if (cpu.translator) static_cast<CodeCache*>(cpu.translator)->translation_changed(globals_too);
+}
+
+void translation_changed_at(Cpu& cpu, uint64_t linear) noexcept {
+    if (cpu.translator) static_cast<CodeCache*>(cpu.translator)->translation_changed_at(linear);
 }
 
 } // namespace coffer::vmm::soft

@@ -2,6 +2,7 @@
 // memory_written().
 #pragma once
 
+#include <bitset>
 #include <deque>
 #include <memory>
 #include <mutex>
@@ -35,6 +36,7 @@ public:
 
     // Address translation changed: system/ says so by way of translation_changed().
     void translation_changed(bool globals_too) noexcept;
+    void translation_changed_at(uint64_t linear) noexcept;
     // The CPU's mode for this privilege may have changed: entries of the jump cache hold for one mode.
     void enter_mode(ModeKey key) noexcept;
     // Undoes poisoned salts; before attention is looked at.
@@ -45,6 +47,8 @@ public:
     bool take_code_changed() noexcept { return std::exchange(m_code_changed, false); }
     // Any thread: to be looked at by process_stale() on the vCPU's.
     void memory_written(uint64_t gpa, size_t size) noexcept;
+    // Any thread: other memory lies behind these addresses now.
+    void memory_replaced(uint64_t gpa, size_t size) noexcept;
     void process_stale() noexcept;
 
     void flush_all() noexcept;
@@ -66,26 +70,29 @@ public:
 private:
     CodeCache(Frame& frame, GuestMemoryMap& memory, CodeMemory code);
 
-    struct Key {
-        uint64_t gpa, rip;
-        uint32_t mode;
-        bool operator==(Key const&) const = default;
-    };
-    struct KeyHash {
-        size_t operator()(Key const& key) const noexcept {
-            uint64_t h = key.gpa * 0x9E37'79B9'7F4A'7C15ULL ^ (key.rip + key.mode) * 0xC2B2'AE3D'27D4'EB4FULL;
-            return h ^ h >> 29;
-        }
-    };
     // Recent translations of code pages.
     struct FetchEntry {
         uint64_t linear_page = 1; // with bit 0 for CPL 3
         uint64_t generation = 0;
         uint64_t gpa_page = 0;
+        bool global = false;
     };
+    // Which linear pages code was fetched from since all that depends on them was last dropped; a hash may say more.
+    struct FetchedPages {
+        std::bitset<16384> small;
+        std::bitset<4096> large;
+        bool huge = false;
 
-    bool translate_page(uint64_t linear, bool user, uint64_t& gpa) noexcept;
-    Block* build(uint64_t rip, uint64_t gpa, ModeKey key, bool& fault);
+        bool holds(uint64_t linear) const {
+            return huge || small[(linear >> 12 ^ linear >> 26) % small.size()] ||
+                   large[(linear >> 21 ^ linear >> 33) % large.size()];
+        }
+    };
+    static constexpr size_t k_buckets = size_t{1} << 17;
+
+    FetchEntry const* translate_page(uint64_t linear, bool user) noexcept;
+    Block*& bucket(uint64_t gpa, uint64_t rip, ModeKey key) noexcept;
+    Block* build(uint64_t rip, FetchEntry const& fetched, ModeKey key, bool& fault);
     void drop(Block& block) noexcept;
     void unlink(Site& site) noexcept;
     void set_rel32(uint32_t patch, uint32_t target) noexcept;
@@ -101,12 +108,13 @@ private:
 
     std::deque<Block> m_blocks; // in the order of their code
     std::deque<Site> m_sites;
-    std::unordered_map<Key, Block*, KeyHash> m_index;
+    std::vector<Block*> m_index; // hashed by gpa, rip and mode
     std::unordered_map<uint64_t, std::vector<Block*>> m_pages;
     std::vector<Site*> m_cross_links;  // undone by every change of translation
     std::vector<Site*> m_global_links; // undone by changes of global translations
     std::array<FetchEntry, 512> m_fetch{};
     uint64_t m_fetch_generation = 1;
+    std::array<FetchedPages, 2> m_fetched{}; // lower half, upper half
     std::array<uint64_t, 2> m_salt_generation{1, 1};
     std::array<ModeKey, 2> m_salt_mode{};
     bool m_local_jumps = false; // the jump cache holds CPL 0-2 entries that a CR3 load invalidates

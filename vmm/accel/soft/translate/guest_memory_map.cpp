@@ -30,11 +30,12 @@ Result<void> GuestMemoryMap::map(MemoryRegion const& region) {
     return {};
 }
 
-Result<void> GuestMemoryMap::unmap(GuestPhysAddr gpa) {
+Result<size_t> GuestMemoryMap::unmap(GuestPhysAddr gpa) {
     for (Region& region : m_regions) {
         if (region.size == 0 || region.gpa != gpa.value()) continue;
+        size_t size = region.size;
         region.size = 0;
-        return {};
+        return size;
     }
     return make_error(ErrorCode::NotFound, "no memory region at {:#x}", gpa.value());
 }

@@ -22,7 +22,7 @@ public:
     static Result<std::unique_ptr<GuestMemoryMap>> create();
 
     Result<void> map(MemoryRegion const& region);
-    Result<void> unmap(GuestPhysAddr gpa);
+    Result<size_t> unmap(GuestPhysAddr gpa); // its size
 
     // Both are called with the guest's FPU state in the host's registers: general registers only.
     std::byte* host_page(uint64_t gpa_page, bool& writable) const noexcept override;

@@ -59,8 +59,9 @@ bool Interpreter::fetch(Cpu& cpu, Decoded& to) noexcept {
         uint64_t linear = flat ? offset : (cs.base + offset) & 0xFFFF'FFFF;
         size_t count = std::min<size_t>(bytes.size() - have, k_page_size - (linear & (k_page_size - 1)));
         if (!flat) count = static_cast<size_t>(std::min<uint64_t>(count, uint64_t{cs.limit} - offset + 1));
-        uint64_t gpa;
-        if (!fetch_translate(cpu, linear, gpa)) return false;
+        FetchPage fetched;
+        if (!fetch_translate(cpu, linear, fetched)) return false;
+        uint64_t gpa = fetched.gpa;
         bool writable;
         std::byte* page = cpu.memory->host_page(gpa & k_page_mask, writable);
         if (page)

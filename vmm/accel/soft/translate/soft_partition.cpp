@@ -80,12 +80,11 @@ public:
 
     Result<void> map(MemoryRegion const& region) override {
         TRY(m_memory->map(region));
-        changed();
+        changed(region.gpa, region.size);
         return {};
     }
     Result<void> unmap(GuestPhysAddr gpa) override {
-        TRY(m_memory->unmap(gpa));
-        changed();
+        changed(gpa, TRY(m_memory->unmap(gpa)));
         return {};
     }
     void memory_written(GuestPhysAddr first, size_t size) noexcept override {
@@ -140,8 +139,8 @@ private:
         return vcpu ? vcpu->cpu() : *m_pattern;
     }
 
-    void changed() {
-        if (SoftVcpu* vcpu = m_signals.m_vcpu.load()) vcpu->memory_map_changed();
+    void changed(GuestPhysAddr gpa, size_t size) {
+        if (SoftVcpu* vcpu = m_signals.m_vcpu.load()) vcpu->memory_map_changed(gpa.value(), size);
     }
 
     std::unique_ptr<GuestMemoryMap> m_memory;

@@ -88,7 +88,8 @@ void SoftVcpu::startup(uint8_t vector) noexcept {
     m_startup_vector.store(vector);
     raise_attention(k_attention_startup);
 }
-void SoftVcpu::memory_map_changed() noexcept {
+void SoftVcpu::memory_map_changed(uint64_t gpa, size_t size) noexcept {
+    m_cache->memory_replaced(gpa, size);
     raise_attention(k_attention_memory_map);
 }
 
@@ -112,10 +113,7 @@ std::optional<VcpuExit> SoftVcpu::attend() {
     Cpu& c = cpu();
     m_cache->restore_salts();
     uint32_t bits = c.attention.exchange(0);
-    if (bits & k_attention_memory_map) {
-        flush_tlb_all(c);
-        m_cache->flush_all();
-    }
+    if (bits & k_attention_memory_map) flush_tlb_all(c);
     if (bits & k_attention_stale_code) m_cache->process_stale();
     if (bits & k_attention_init) apply_init();
     if ((bits & k_attention_startup) && m_activity == CpuActivity::WaitingForSipi) {

@@ -36,7 +36,7 @@ public:
 
     // Any thread.
     void memory_written(uint64_t gpa, size_t size) noexcept { m_cache->memory_written(gpa, size); }
-    void memory_map_changed() noexcept;
+    void memory_map_changed(uint64_t gpa, size_t size) noexcept;
 
     // With the vCPU stopped.
     void set_trace(BlockTrace trace) { m_trace = std::move(trace); }
