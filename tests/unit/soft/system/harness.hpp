@@ -4,7 +4,6 @@
 
 #include <cstdlib>
 #include <cstring>
-#include <initializer_list>
 #include <memory>
 #include <set>
 #include <vector>
@@ -141,7 +140,7 @@ protected:
     }
 
     // Executes the bytes as the instruction at the present RIP.
-    Step run(std::initializer_list<uint8_t> bytes) {
+    Step run(std::vector<uint8_t> const& bytes) {
         ZydisDecoder decoder;
         ZydisDecoderInit(&decoder,
                          cpu.mode.code_bits == 64   ? ZYDIS_MACHINE_MODE_LONG_64
@@ -153,7 +152,7 @@ protected:
         ZydisDecodedInstruction decoded;
         std::array<ZydisDecodedOperand, ZYDIS_MAX_OPERAND_COUNT> operands;
         bool const ok =
-            ZYAN_SUCCESS(ZydisDecoderDecodeFull(&decoder, std::data(bytes), bytes.size(), &decoded, operands.data()));
+            ZYAN_SUCCESS(ZydisDecoderDecodeFull(&decoder, bytes.data(), bytes.size(), &decoded, operands.data()));
         EXPECT_TRUE(ok) << "undecodable test instruction";
         EXPECT_EQ(decoded.length, bytes.size());
         Insn insn{&decoded, operands.data(), {}};

@@ -21,8 +21,8 @@ protected:
         for (uint64_t i = 0; i < count; ++i) {
             std::array<uint8_t, 8> value;
             uint64_t const step = down ? uint64_t{0} - i * size : i * size;
-            std::memcpy(value.data(), ram.data() + from + step, size);
-            std::memcpy(ram.data() + to + step, value.data(), size);
+            std::memcpy(value.data(), ram.data() + (from + step), size);
+            std::memcpy(ram.data() + (to + step), value.data(), size);
         }
     }
 };
@@ -30,7 +30,7 @@ protected:
 TEST_F(StringTest, RepeatedMovesMatchTheReference) {
     long_mode(0);
     struct Form {
-        std::initializer_list<uint8_t> bytes;
+        std::vector<uint8_t> bytes;
         size_t size;
     };
     std::array<Form, 4> const forms{Form{{0xF3, 0xA4}, 1}, Form{{0xF3, 0x66, 0xA5}, 2}, Form{{0xF3, 0xA5}, 4},

@@ -8,6 +8,11 @@
 // invalidate that code: no instruction byte is a page-table entry in a guest that works.
 #include "vmm/accel/soft/system/mmu.hpp"
 
+// g++ takes -mgeneral-regs-only for the whole file; clang cannot read the library's headers under it.
+#ifdef __clang__
+#pragma clang attribute push(__attribute__((target("general-regs-only"))), apply_to = function)
+#endif
+
 namespace coffer::vmm::soft {
 
 namespace {
@@ -259,3 +264,7 @@ bool fill_tlb(Cpu& cpu, uint64_t linear, bool write) noexcept {
 }
 
 } // namespace coffer::vmm::soft
+
+#ifdef __clang__
+#pragma clang attribute pop
+#endif
