@@ -65,7 +65,7 @@ Result<int> run(Context const& context, RunArguments const& arguments) {
     auto location = TRY(context.location(arguments.name));
     auto home = TRY(vmm::unlock_home(location, Context::keeper_options(arguments.passphrase_fd)));
     if (home->first_seen())
-        log::info("this host sees the home of {} for the first time, and cannot tell whether it is an old copy",
+        log::warning("this host sees the home of {} for the first time, and cannot tell whether it is an old copy",
                   arguments.name);
     return exit_code(TRY(vmm::run_vm(*home, std::move(options))), arguments.name);
 }

@@ -34,6 +34,7 @@ class HomeSession {
 public:
     virtual ~HomeSession() = default;
 
+    // Changes only by commit(HomeFile::Config), which must not run while another thread looks at it.
     virtual VmConfig const& config() const noexcept = 0;
     virtual bool encrypted() const noexcept = 0;
     // Whether this host had no record of the home before it was opened: its age could not be judged.
