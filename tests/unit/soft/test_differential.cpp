@@ -25,6 +25,10 @@ std::string g_file = "/usr/bin/busybox";
 size_t g_sequences = 4000;
 uint64_t g_seed = 1;
 
+bool is_instruction_pointer(ZydisRegister reg) {
+    return reg == ZYDIS_REGISTER_RIP || reg == ZYDIS_REGISTER_EIP;
+}
+
 struct Harness {
     MicroGuest guest{size_t{16} << 20};
     NativeOracle oracle;
@@ -62,7 +66,7 @@ struct Harness {
     // The instruction, with what points its memory operand into the buffer in front. False: not for this harness.
     bool append(std::vector<uint8_t>& code, Decoded const& d) {
         if (d.insn.mnemonic == ZYDIS_MNEMONIC_RDRAND || d.insn.mnemonic == ZYDIS_MNEMONIC_RDSEED) return false;
-        if (d.insn.mnemonic == ZYDIS_MNEMONIC_LEA && d.operands[1].mem.base == ZYDIS_REGISTER_RIP) return false;
+        if (d.insn.mnemonic == ZYDIS_MNEMONIC_LEA && is_instruction_pointer(d.operands[1].mem.base)) return false;
         if (d.scrub) return false;
         // TZCNT and LZCNT on the host, where the guest has neither.
         if (d.insn.mnemonic == ZYDIS_MNEMONIC_BSF || d.insn.mnemonic == ZYDIS_MNEMONIC_BSR)
@@ -70,7 +74,7 @@ struct Harness {
                 if (d.insn.raw.prefixes[i].value == 0xF3) return false;
         if (d.memory.present) {
             ZydisDecodedOperandMem const& mem = d.operands[d.memory.operand].mem;
-            if (mem.base == ZYDIS_REGISTER_RIP || mem.base == ZYDIS_REGISTER_NONE ||
+            if (is_instruction_pointer(mem.base) || mem.base == ZYDIS_REGISTER_NONE ||
                 d.memory.segment == SegmentName::Fs || d.memory.segment == SegmentName::Gs ||
                 d.insn.address_width != 64 || mem.base == mem.index)
                 return false;

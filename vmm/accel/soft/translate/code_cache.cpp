@@ -29,6 +29,7 @@ CodeCache::CodeCache(Frame& frame, GuestMemoryMap& memory, CodeMemory code)
     : m_frame(frame), m_memory(memory), m_code(std::move(code)) {
     memory.set_cache(this);
     flush_all();
+    for (size_t privilege = 0; privilege < 2; ++privilege) new_generation(privilege);
 }
 
 CodeCache::~CodeCache() {
@@ -229,7 +230,8 @@ void CodeCache::new_generation(size_t privilege) noexcept {
 
 void CodeCache::restore_salts() noexcept {
     for (size_t privilege = 0; privilege < 2; ++privilege)
-        m_frame.salt[privilege].store(m_salt_generation[privilege] << 48);
+        if (m_frame.salt[privilege].load(std::memory_order_relaxed) == k_salt_poison)
+            m_frame.salt[privilege].store(m_salt_generation[privilege] << 48);
 }
 
 void CodeCache::enter_mode(ModeKey key) noexcept {

@@ -216,7 +216,9 @@ void SoftVcpu::dispatch() {
     }
     if (m_trace) m_trace(c);
     m_next_entry = m_cache->entry(*block);
+    // Salts are not written between the look at attention and the entry, so that a poisoned one stays.
     do {
+        if (c.attention.load() != 0) return;
         enter(m_next_entry);
     } while (leave() == Next::Enter);
 }
@@ -249,7 +251,8 @@ SoftVcpu::Next SoftVcpu::leave() {
     case SiteKind::Link: return leave_link(site);
     case SiteKind::Indirect: {
         ++m_counts.indirect;
-        if (c.attention.load(std::memory_order_relaxed) != 0 || m_trace) return Next::Dispatch;
+        m_cache->restore_salts();
+        if (c.attention.load() != 0 || m_trace) return Next::Dispatch;
         bool fault;
         Block* block = m_cache->find(mode_key(c), fault);
         if (!block) {
