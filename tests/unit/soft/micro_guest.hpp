@@ -28,6 +28,7 @@ constexpr uint64_t k_guest_code = 0x10'0000;
 constexpr uint64_t k_guest_stack = 0x8'0000;
 constexpr uint64_t k_guest_tables = 0x1'0000;
 constexpr uint16_t k_done_port = 0xF4;
+constexpr uint64_t k_done_address = 0x3fff'f000; // the same for CPL 3
 
 class FakeApic final : public devices::CpuInterrupts {
 public:
@@ -62,13 +63,15 @@ public:
     std::vector<std::tuple<bool, uint64_t, size_t, uint64_t>> mmio; // write, address, size, value
     std::function<void(uint16_t, uint64_t)> on_out;
 
-    explicit MicroGuest(size_t bytes = size_t{16} << 20) : storage(bytes + 4096), size(bytes) {
+    using Create = Result<std::unique_ptr<Partition>> (*)(PartitionConfig const&);
+    explicit MicroGuest(size_t bytes = size_t{16} << 20, Create create = create_soft_partition)
+        : storage(bytes + 4096), size(bytes) {
         ram = storage.data() + (4096 - reinterpret_cast<uintptr_t>(storage.data()) % 4096);
-        auto made = create_soft_partition({});
+        auto made = create({});
         EXPECT_TRUE(made) << made.error().message();
         partition = std::move(*made);
         EXPECT_TRUE(partition->map({GuestPhysAddr(0), bytes, ram, false}));
-        auto made_vcpu = partition->create_vcpu(0, *this, &apic);
+        auto made_vcpu = partition->create_vcpu(0, *this, partition->capabilities().kernel_irqchip ? nullptr : &apic);
         EXPECT_TRUE(made_vcpu) << made_vcpu.error().message();
         vcpu = std::move(*made_vcpu);
         auto reset = vcpu->get_state();
@@ -92,6 +95,11 @@ public:
         mmio.emplace_back(false, from.value(), to.size(), 0);
     }
     void mmio_write(GuestPhysAddr to, Bytes from) noexcept override {
+        if (to.value() == k_done_address) {
+            done = true;
+            vcpu->kick();
+            return;
+        }
         mmio.emplace_back(true, to.value(), from.size(), load_le_sized(from));
     }
 
@@ -118,13 +126,17 @@ public:
         state.cr0 = 0x80010033;
         state.cr3 = pml4;
         state.cr4 = 0x620; // PAE, OSFXSR, OSXMMEXCPT
-        state.efer = 0x500;
+        state.efer = 0xD01;
         for (Segment& segment : state.segments) segment = Segment{0x10, 0xC093, 0xFFFFFFFF, 0};
         state.segment(SegmentName::Cs) = Segment{0x08, 0xA09B, 0xFFFFFFFF, 0};
         state.tr = Segment{0x30, 0x008B, 0x67, 0x6000};
         state.rip = k_guest_code;
         state.gpr[4] = k_guest_stack;
         descriptors();
+    }
+    void user_mode() {
+        for (Segment& segment : state.segments) segment = Segment{0x2B, 0xC0F3, 0xFFFFFFFF, 0};
+        state.segment(SegmentName::Cs) = Segment{0x23, 0xA0FB, 0xFFFFFFFF, 0};
     }
     // Flat 32-bit protected mode without paging.
     void protected_mode() {

@@ -70,8 +70,7 @@ TEST(HostileCode, ComesBack) {
         case 0: guest.long_mode(); break;
         case 1:
             guest.long_mode();
-            guest.state.segment(SegmentName::Cs) = Segment{0x23, 0xA0FB, 0xFFFFFFFF, 0};
-            guest.state.segment(SegmentName::Ss) = Segment{0x2B, 0xC0F3, 0xFFFFFFFF, 0};
+            guest.user_mode();
             break;
         case 2: guest.protected_mode(); break;
         default:

@@ -123,6 +123,7 @@ BlockBuilder::Outcome BlockBuilder::build(BlockSource const& source, Target cons
     m_stubs.clear();
     m_sites.clear();
     m_flags = Flags::Host;
+    m_slot_valid = false;
     block.gpa = source.gpa;
     block.rip = source.rip;
     block.key = source.key;
@@ -165,17 +166,17 @@ void BlockBuilder::emit_instruction(size_t i) {
 
 // ---- Flags ----
 
-void BlockBuilder::save_flags_if(bool live) {
-    if (!live || m_flags == Flags::Slot) return;
-    m_e.store(offset::saved, Host::rax);
-    m_e.bytes(0x9F, 0x0F, 0x90, 0xC0); // lahf; seto al
-    m_e.store(offset::flag_slot, Host::rax);
-    m_e.load(Host::rax, offset::saved);
+// Scaffolding may change EFLAGS behind this.
+void BlockBuilder::save_flags() {
+    if (m_flags == Flags::Slot) return;
+    if (!m_slot_valid) {
+        m_e.store(offset::saved, Host::rax);
+        m_e.bytes(0x9F, 0x0F, 0x90, 0xC0); // lahf; seto al
+        m_e.store(offset::flag_slot, Host::rax);
+        m_e.load(Host::rax, offset::saved);
+    }
     m_flags = Flags::Slot;
-}
-
-void BlockBuilder::save_flags(size_t i) {
-    save_flags_if(m_live[i] != 0);
+    m_slot_valid = true;
 }
 
 void BlockBuilder::restore_flags() {
@@ -192,7 +193,7 @@ void BlockBuilder::restore_flags() {
 void BlockBuilder::emit_memory_address(size_t i) {
     Decoded const& d = m_insns[i];
     ZydisDecodedOperandMem const& mem = d.operands[d.memory.operand].mem;
-    save_flags(i);
+    save_flags();
     emit_offset(m_e, mem, d.insn.address_width, Host::r14, next_rip(i));
     if (d.bit_string) emit_bit_string_reach(m_e, d);
     if (d.memory.segment == SegmentName::Fs) m_e.state(0x03, Host::r14, offset::thread_bases, wide());
@@ -241,6 +242,7 @@ void BlockBuilder::emit_plain_instruction(size_t i) {
         uint32_t live_behind = i + 1 < m_count ? m_live[i + 1] : k_arithmetic_flags;
         if (use.reads != 0 || (live_behind & ~use.kills) != 0) restore_flags();
         m_flags = Flags::Host;
+        m_slot_valid &= !use.touches;
     }
     InsnMark mark{.begin = static_cast<uint32_t>(m_e.size()),
                   .end = 0,
@@ -260,7 +262,8 @@ void BlockBuilder::emit_system(size_t i, SiteKind kind, Vector vector) {
     site.vector = vector;
     emit_exit(site);
     site.resume = m_target.executable + m_target.offset + m_e.size();
-    m_flags = Flags::Host;
+    m_flags = Flags::Host; // and in the slot: C++ enters with both
+    m_slot_valid = true;
     if (kind == SiteKind::Raise) return;
     if (m_ended && i + 1 == m_count) {
         // Not reached by Step::Next: an instruction that ends the block leaves.
@@ -282,7 +285,7 @@ void BlockBuilder::emit_stack(size_t i) {
             m_e.bytes(0x8B, 0x36); // mov r14, [r14]
             m_e.store(offset::value, Host::r14);
         } else
-            save_flags(i);
+            save_flags();
         m_e.lea(Host::r14, Host::r13, -bytes, wide());
         emit_check(i, size, true);
         if (operand.type == ZYDIS_OPERAND_TYPE_IMMEDIATE) {
@@ -302,7 +305,7 @@ void BlockBuilder::emit_stack(size_t i) {
         }
         m_e.lea(Host::r13, Host::r13, -bytes, wide());
     } else if (d.insn.mnemonic == ZYDIS_MNEMONIC_POP) {
-        save_flags(i);
+        save_flags();
         m_e.move(Host::r14, Host::r13, wide());
         emit_check(i, size, false);
         m_e.lea(Host::r13, Host::r13, bytes, wide());
@@ -312,7 +315,7 @@ void BlockBuilder::emit_stack(size_t i) {
         m_e.bytes(0x8B, 0x06 | low3(to) << 3); // mov to, [r14]
         if (!host_of(guest)) m_e.store(gpr_slot(guest), Host::r14);
     } else { // LEAVE
-        save_flags(i);
+        save_flags();
         m_e.move(Host::r14, Host::rbp, wide());
         emit_check(i, size, false);
         m_e.lea(Host::r13, Host::rbp, bytes, wide());
@@ -355,7 +358,7 @@ void BlockBuilder::emit_branch(size_t i) {
             get_target(Host::r14);
             m_e.store(offset::value, Host::r14);
         }
-        save_flags(i);
+        save_flags();
         m_e.lea(Host::r14, Host::r13, -bytes, wide());
         emit_check(i, size, true);
         uint64_t back = next_rip(i);
@@ -379,7 +382,7 @@ void BlockBuilder::emit_branch(size_t i) {
     }
     case ZYDIS_MNEMONIC_RET: {
         int32_t extra = direct ? static_cast<int32_t>(operand.imm.value.u) : 0;
-        save_flags(i);
+        save_flags();
         m_e.move(Host::r14, Host::r13, wide());
         emit_check(i, size, false);
         m_e.rex(wide(), 1, 0, 1);

@@ -66,8 +66,7 @@ private:
     void emit_memory_address(size_t i);
     void emit_check(size_t i, uint16_t size, bool write);
     void finish_accesses(size_t i);
-    void save_flags(size_t i);
-    void save_flags_if(bool live);
+    void save_flags();
     void restore_flags();
     void emit_jump_edge(uint64_t target);
     void emit_conditional_edge(std::initializer_list<uint8_t> opcode, uint64_t target);
@@ -98,6 +97,7 @@ private:
     Target m_target;
     Block* m_block = nullptr;
     Flags m_flags = Flags::Host;
+    bool m_slot_valid = false; // with m_flags Host: the slot holds the same
     std::vector<Stub> m_stubs;
     std::vector<Site*> m_sites;
     std::vector<Site*> m_open_accesses; // of the current instruction; their `resume` is behind it

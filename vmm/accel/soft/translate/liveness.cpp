@@ -32,8 +32,11 @@ FlagUse flag_use(Decoded const& d) noexcept {
     if (d.cls == InsnClass::System || d.cls == InsnClass::Undefined) {
         use.reads = k_arithmetic_flags;
         use.touches = true;
+        use.shows = true;
         return use;
     }
+    bool divides = d.insn.mnemonic == ZYDIS_MNEMONIC_DIV || d.insn.mnemonic == ZYDIS_MNEMONIC_IDIV;
+    use.shows = d.cls != InsnClass::Plain || d.memory.present || d.fpu != FpuUse::None || divides;
     ZydisAccessedFlags const* flags = d.insn.cpu_flags;
     if (!flags) return use;
     use.reads = flags->tested & k_arithmetic_flags;
@@ -47,7 +50,7 @@ void compute_liveness(std::span<Decoded const> insns, std::span<FlagUse> uses, s
     uint32_t after = k_arithmetic_flags;
     for (size_t i = insns.size(); i-- > 0;) {
         uses[i] = flag_use(insns[i]);
-        after = (after & ~uses[i].kills) | uses[i].reads;
+        after = uses[i].shows ? k_arithmetic_flags : (after & ~uses[i].kills) | uses[i].reads;
         live[i] = after;
     }
 }

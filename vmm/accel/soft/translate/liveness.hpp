@@ -16,10 +16,11 @@ struct FlagUse {
     uint32_t reads = 0;
     uint32_t kills = 0;
     bool touches = false; // may change some
+    bool shows = false;   // may fault or leave: the flags before it are seen by the guest's handler
 };
 FlagUse flag_use(Decoded const& d) noexcept;
 
-// live[i]: the flags whose values before instruction i matter. All matter behind the last, and to System instructions.
+// live[i]: the flags whose values before instruction i matter. All matter behind the last, and where they show.
 void compute_liveness(std::span<Decoded const> insns, std::span<FlagUse> uses, std::span<uint32_t> live) noexcept;
 
 } // namespace coffer::vmm::soft
