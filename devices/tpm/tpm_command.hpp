@@ -24,7 +24,9 @@ enum class TpmCommandCode : uint32_t {
     EvictControl = 0x120,
     NvUndefineSpace = 0x122,
     Clear = 0x126,
+    ClearControl = 0x127,
     NvDefineSpace = 0x12A,
+    PcrAllocate = 0x12B,
     CreatePrimary = 0x131,
     NvWrite = 0x137,
     SelfTest = 0x143,
@@ -32,6 +34,7 @@ enum class TpmCommandCode : uint32_t {
     Shutdown = 0x145,
     NvRead = 0x14E,
     FlushContext = 0x165,
+    NvReadPublic = 0x169,
     ReadPublic = 0x173,
     GetCapability = 0x17A,
     GetRandom = 0x17B,
@@ -42,6 +45,7 @@ enum class TpmCommandCode : uint32_t {
 // Permanent handles (Part 2, 7.4).
 constexpr uint32_t k_tpm_rh_owner = 0x4000'0001;
 constexpr uint32_t k_tpm_rs_pw = 0x4000'0009;
+constexpr uint32_t k_tpm_rh_endorsement = 0x4000'000B;
 constexpr uint32_t k_tpm_rh_platform = 0x4000'000C;
 
 // tag, size of the whole message, command or response code; big-endian.

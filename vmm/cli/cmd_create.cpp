@@ -7,6 +7,7 @@
 #include "base/clock.hpp"
 #include "base/file.hpp"
 #include "crypto/random.hpp"
+#include "devices/tpm/tpm_manufacture.hpp"
 #include "vmm/cli/context.hpp"
 #include "vmm/cli/exit_codes.hpp"
 #include "vmm/cli/memory_size.hpp"
@@ -35,6 +36,7 @@ struct CreateOptions {
     uint32_t cpus = 1;
     std::vector<std::string> disks;
     std::string tpm;
+    std::string pcr_banks;
     std::string provider;
     bool secure_boot = false;
     std::string firmware;
@@ -122,6 +124,9 @@ Result<int> create(Context const& context, CreateOptions const& options) {
     config.memory = TRY(parse_memory_size(options.memory));
     config.cpus = options.cpus;
     config.tpm = tpm_kind(options.tpm);
+    if (!options.pcr_banks.empty()) config.pcr_banks = TRY(devices::parse_pcr_banks(options.pcr_banks));
+    if (!options.pcr_banks.empty() && config.tpm == vmm::TpmKind::None)
+        return make_error(ErrorCode::InvalidArgument, "--pcr-banks is for VMs with a TPM, and --tpm none was given");
     config.created = wall_clock_seconds();
     for (auto const& disk : options.disks) config.disks.push_back({TRY(check_disk(disk)), false});
     auto variables = TRY(choose_firmware(options, config));
@@ -133,7 +138,15 @@ Result<int> create(Context const& context, CreateOptions const& options) {
         auto keeper = TRY(vmm::KeeperProcess::start(location.root, Context::keeper_options(options.passphrase_fd)));
         seal = TRY(keeper.make_seal(provider->id, options.name));
     }
-    TRY(vmm::create_home(location, config, variables, std::move(seal)));
+    ByteVector tpm;
+    if (config.tpm != vmm::TpmKind::None) {
+        auto made = devices::manufacture_tpm(config.pcr_banks);
+        if (!made) return std::move(made).error().with_context("cannot make a TPM");
+        tpm = std::move(*made);
+    }
+    auto created = vmm::create_home(location, config, variables, std::move(seal), tpm);
+    if (!tpm.empty()) explicit_bzero(tpm.data(), tpm.size());
+    TRY(std::move(created));
     if (provider)
         print_line(fmt::format("created VM '{}', encrypted under key provider '{}', TPM {}", config.name,
                                provider->name, vmm::to_string(config.tpm)));
@@ -159,6 +172,9 @@ void register_create(CLI::App& app, Context& context) {
     verb->add_option("--tpm", options->tpm, "TPM 2.0: crb (default), tis or none")
         ->check(CLI::IsMember({"crb", "tis", "none"}))
         ->type_name("KIND");
+    verb->add_option("--pcr-banks", options->pcr_banks,
+                     "The TPM's PCR banks: a list of sha1, sha256, sha384 and sha512 [all of them]")
+        ->type_name("LIST");
     verb->add_option("--provider", options->provider,
                      "The key provider that the home is encrypted under [the only one there is]")
         ->type_name("NAME");

@@ -47,5 +47,6 @@ void register_list(CLI::App& app, Context& context);
 void register_show(CLI::App& app, Context& context);
 void register_remove(CLI::App& app, Context& context);
 void register_run(CLI::App& app, Context& context);
+void register_tpm(CLI::App& app, Context& context);
 
 } // namespace coffer::cli

@@ -38,6 +38,7 @@ int run(int argc, char** argv) {
     register_run(app, context);
     register_show(app, context);
     register_remove(app, context);
+    register_tpm(app, context);
     try {
         app.parse(argc, argv);
     } catch (CLI::ParseError const& error) {

@@ -51,10 +51,12 @@ namespace {
 nlohmann::json config_json(vmm::VmConfig const& config) {
     auto disks = nlohmann::json::array();
     for (auto const& disk : config.disks) disks.push_back({{"path", disk.path}, {"read_only", disk.read_only}});
-    return {{"memory", config.memory},           {"cpus", config.cpus},
-            {"disks", std::move(disks)},         {"tpm", vmm::to_string(config.tpm)},
-            {"firmware", config.firmware_code},  {"variables", config.firmware_variables},
-            {"secure_boot", config.secure_boot}, {"created", config.created}};
+    nlohmann::json json = {{"memory", config.memory},           {"cpus", config.cpus},
+                           {"disks", std::move(disks)},         {"tpm", vmm::to_string(config.tpm)},
+                           {"firmware", config.firmware_code},  {"variables", config.firmware_variables},
+                           {"secure_boot", config.secure_boot}, {"created", config.created}};
+    if (config.tpm != vmm::TpmKind::None) json["pcr_banks"] = devices::format_pcr_banks(config.pcr_banks);
+    return json;
 }
 
 } // namespace

@@ -33,6 +33,12 @@ std::string format_time(int64_t seconds) {
     return text;
 }
 
+std::string format_hex(Bytes bytes) {
+    std::string text;
+    for (std::byte b : bytes) text += fmt::format("{:02x}", std::to_integer<unsigned>(b));
+    return text;
+}
+
 std::string dump(nlohmann::json const& json) {
     return json.dump(2, ' ', false, nlohmann::json::error_handler_t::replace);
 }

@@ -7,6 +7,8 @@
 
 #include <nlohmann/json_fwd.hpp>
 
+#include "base/bytes.hpp"
+
 namespace coffer::cli {
 
 // What a provider without a passphrase means, as create, show and `provider add` say it.
@@ -16,6 +18,9 @@ std::string unprotected_provider_warning(std::string_view provider_name);
 std::string format_size(uint64_t bytes);
 // Local time, "2026-11-20 09:30:00".
 std::string format_time(int64_t seconds);
+
+// Two lower-case digits a byte.
+std::string format_hex(Bytes bytes);
 
 // Indented; bytes that are no UTF-8 (a provider's name is free text) are replaced.
 std::string dump(nlohmann::json const& json);

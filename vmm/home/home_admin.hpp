@@ -22,10 +22,10 @@ struct HomeSeal {
     crypto::BundleKey key;
 };
 
-// The home appears whole or not at all. No seal: an unencrypted home, which cannot have a TPM. AlreadyExists,
-// InvalidArgument, Io, NoSpace.
+// The home appears whole or not at all. No seal: an unencrypted home, which cannot have a TPM. `tpm` is the state of a
+// new TPM; where it is empty, the VM's first start makes one. AlreadyExists, InvalidArgument, Io, NoSpace.
 Result<void> create_home(HomeLocation const& location, VmConfig const& config, Bytes nvram,
-                         std::optional<HomeSeal> seal);
+                         std::optional<HomeSeal> seal, Bytes tpm = {});
 
 // Takes the home's lock (Busy while the VM runs), and needs no key. The host's record goes too.
 Result<void> remove_home(HomeLocation const& location);

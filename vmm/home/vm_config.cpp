@@ -58,6 +58,8 @@ Result<void> check_vm_config(VmConfig const& config) {
     TRY(check_path("firmware variable store", config.firmware_variables));
     if (config.tpm != TpmKind::None && config.tpm != TpmKind::Crb && config.tpm != TpmKind::Tis)
         return make_error(ErrorCode::InvalidArgument, "TPM kind {} is unknown", static_cast<unsigned>(config.tpm));
+    if (config.pcr_banks == 0 || (config.pcr_banks & ~devices::k_all_pcr_banks) != 0)
+        return make_error(ErrorCode::InvalidArgument, "the set of PCR banks {:#x} is not possible", config.pcr_banks);
     return {};
 }
 

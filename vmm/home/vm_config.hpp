@@ -8,6 +8,7 @@
 #include "base/bytes.hpp"
 #include "base/result.hpp"
 #include "base/uuid.hpp"
+#include "devices/tpm/pcr_banks.hpp"
 
 namespace coffer::vmm {
 
@@ -44,8 +45,9 @@ struct VmConfig {
     uint32_t cpus = 1;
     std::vector<DiskConfig> disks;
     TpmKind tpm = TpmKind::None;
-    std::string firmware_code;      // absolute path of the flash code image
-    std::string firmware_variables; // absolute path of the template that NVRAM was made from
+    devices::PcrBankMask pcr_banks = devices::k_all_pcr_banks; // that the TPM is made with; the guest may change them
+    std::string firmware_code;                                 // absolute path of the flash code image
+    std::string firmware_variables;                            // absolute path of the template that NVRAM was made from
     bool secure_boot = false;
     int64_t created = 0; // seconds since 1970-01-01 UTC
 
@@ -61,6 +63,7 @@ struct VmConfig {
         v.field(8, firmware_variables);
         v.field(9, secure_boot);
         v.field(10, created);
+        v.field(32, pcr_banks);
     }
     bool operator==(VmConfig const&) const = default;
 };

@@ -1,4 +1,5 @@
 // The TPM: libtpms behind the register interface that the VM has, and the page of the physical presence interface.
+#include "devices/tpm/tpm_manufacture.hpp"
 #include "vmm/layout.hpp"
 #include "vmm/machine/platform_parts.hpp"
 
@@ -9,10 +10,16 @@ Result<void> Platform::build_tpm() {
     if (!m_config.tpm || !m_config.tpm->store)
         return make_error(ErrorCode::Internal, "the VM has a TPM, and no store for its state was given");
     auto& tpm = *m_config.tpm;
-    auto manufacture = tpm.manufacture ? devices::TpmManufacture::Yes : devices::TpmManufacture::No;
+    if (tpm.manufacture) {
+        auto made = devices::manufacture_tpm(m_config.vm.pcr_banks);
+        if (!made) return std::move(made).error().with_context("cannot make a TPM");
+        tpm.state = std::move(*made);
+        TRY(tpm.store->commit(*tpm.state));
+    }
     m_tpm = std::make_unique<TpmDevices>();
-    m_tpm->backend = TRY_CONTEXT(devices::LibtpmsBackend::create(std::move(tpm.state), manufacture, *tpm.store),
-                                 "cannot start the TPM");
+    m_tpm->backend =
+        TRY_CONTEXT(devices::LibtpmsBackend::create(std::move(tpm.state), devices::TpmManufacture::No, *tpm.store),
+                    "cannot start the TPM");
     auto& scheduler = m_parts.loop;
     if (m_config.vm.tpm == TpmKind::Crb) {
         m_tpm->crb = TRY(devices::TpmCrb::create(*m_tpm->backend, scheduler, layout::k_tpm));

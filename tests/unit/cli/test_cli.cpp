@@ -90,6 +90,11 @@ protected:
         EXPECT_EQ(done.code, 0) << done.err;
         return nlohmann::json::parse(done.out);
     }
+    nlohmann::json tpm(std::string const& name) {
+        auto done = coffer({"tpm", "show", name, "--json"});
+        EXPECT_EQ(done.code, 0) << done.err;
+        return nlohmann::json::parse(done.out);
+    }
     std::string path(std::string const& name) const { return m_folder.path() / name; }
     fs::path home(std::string const& name) const { return m_folder.path() / "root" / "vms" / name; }
 
@@ -105,6 +110,10 @@ TEST_F(Cli, EveryVerbHasHelp) {
                                           {"create"},
                                           {"list"},
                                           {"show"},
+                                          {"tpm"},
+                                          {"tpm", "show"},
+                                          {"tpm", "pcrs"},
+                                          {"tpm", "clear"},
                                           {"remove"}}) {
         verb.emplace_back("--help");
         auto done = coffer(verb);
@@ -254,6 +263,70 @@ TEST_F(Cli, DamagedHomeIsLockedAndSaysWhy) {
     EXPECT_EQ(read_text(keys), content);
 }
 
+TEST_F(Cli, PcrBanksAreChosenAtCreate) {
+    ok({"provider", "add", "native", "local"});
+    refused(ExitCode::Usage, "md5", create("vm", {"--pcr-banks", "sha256,md5"}));
+    refused(ExitCode::Usage, "--pcr-banks", create("vm", {"--tpm", "none", "--pcr-banks", "sha256"}));
+    EXPECT_FALSE(fs::exists(home("vm")));
+    ok(create("vm", {"--pcr-banks", "sha512,sha256"}));
+    ok(create("usual"));
+    EXPECT_EQ(tpm("vm")["banks"], nlohmann::json::array({"sha256", "sha512"}));
+    EXPECT_EQ(tpm("usual")["banks"], nlohmann::json::array({"sha1", "sha256", "sha384", "sha512"}));
+    EXPECT_EQ(show("vm")["config"]["pcr_banks"], "sha256,sha512");
+    auto pcrs = nlohmann::json::parse(coffer({"tpm", "pcrs", "vm", "--json"}).out);
+    EXPECT_EQ(pcrs.size(), 2U);
+    EXPECT_EQ(pcrs["sha256"].size(), 24U);
+    EXPECT_EQ(pcrs["sha256"][0], std::string(64, '0'));
+}
+
+TEST_F(Cli, LookingAtATpmChangesNothing) {
+    ok({"provider", "add", "native", "local"});
+    ok(create("vm"));
+    auto content = [&] {
+        std::string all;
+        for (auto const* name : {"keys", "config", "nvram", "tpm"}) all += read_text(home("vm") / name);
+        return all;
+    };
+    auto before = content();
+    auto first = tpm("vm");
+    EXPECT_EQ(first["ek"].size(), 2U);
+    EXPECT_EQ(first["ek"][0]["name"].get<std::string>().size(), 68U);
+    EXPECT_EQ(first, tpm("vm"));
+    ok({"tpm", "show", "vm"});
+    ok({"tpm", "pcrs", "vm"});
+    EXPECT_EQ(content(), before);
+}
+
+TEST_F(Cli, TpmVerbsAreRefusedWhereTheyCannotWork) {
+    ok({"provider", "add", "native", "local"});
+    ok(create("vm"));
+    ok(create("without", {"--tpm", "none"}));
+    for (std::vector<std::string> verb : {std::vector<std::string>{"tpm", "show"}, {"tpm", "pcrs"}, {"tpm", "clear"}}) {
+        auto on = [&](char const* name) {
+            auto arguments = verb;
+            arguments.emplace_back(name);
+            return arguments;
+        };
+        refused(ExitCode::NotFound, "nosuch", on("nosuch"));
+        refused(ExitCode::Usage, "no TPM", on("without"));
+        auto lock = vmm::HomeLock::acquire(home("vm"));
+        ASSERT_TRUE(lock);
+        refused(ExitCode::Busy, "process", on("vm"));
+    }
+}
+
+TEST_F(Cli, ClearAsksUnlessToldAndClears) {
+    ok({"provider", "add", "native", "local"});
+    ok(create("vm"));
+    auto before = tpm("vm")["ek"];
+    auto state = read_text(home("vm") / "tpm");
+    refused(ExitCode::Usage, "--yes", {"tpm", "clear", "vm"});
+    EXPECT_EQ(read_text(home("vm") / "tpm"), state);
+    ok({"tpm", "clear", "vm", "--yes"});
+    EXPECT_NE(read_text(home("vm") / "tpm"), state);
+    EXPECT_EQ(tpm("vm")["ek"], before);
+}
+
 TEST_F(Cli, RemoveAsksUnlessTold) {
     ok(create("plain", {"--tpm", "none"}));
     refused(ExitCode::Usage, "--yes", {"remove", "plain"}, "plain\n");
@@ -295,7 +368,7 @@ TEST_F(Cli, SecretsAreInNoFileAndNoOutput) {
             EXPECT_EQ(content.find(std::string(32, 'v')), std::string::npos) << entry.path();
             EXPECT_EQ(content.find("code.fd"), std::string::npos) << entry.path();
         }
-    EXPECT_EQ(files, 7U); // keys, config, nvram, lock; provider, kdk.1; the host's record
+    EXPECT_EQ(files, 8U); // keys, config, nvram, lock; provider, kdk.1; the host's record
 }
 
 TEST(MemorySize, TakesUnitsAndNothingElse) {
