@@ -6,7 +6,7 @@ import subprocess
 import time
 import unittest
 
-from harness import BOOT_LIMIT, IMAGES, HostTest, Terminal
+from harness import BOOT_LIMIT, CMDLINE, IMAGES, HostTest, Terminal
 
 
 class Linux(HostTest):
@@ -16,7 +16,7 @@ class Linux(HostTest):
 
     def test_commands_output_and_exit_code(self):
         done = self.host.coffer("run", "vm", "--accel", "soft", "--kernel", IMAGES / "vmlinuz", "--initrd",
-                                IMAGES / "initrd.img", "--cmdline", "console=ttyS0 quiet", "--exec",
+                                IMAGES / "initrd.img", "--cmdline", CMDLINE, "--exec",
                                 "echo to-stdout; echo to-stderr >&2; exit 7", "--timeout", BOOT_LIMIT,
                                 limit=BOOT_LIMIT + 60)
         self.assertEqual(done.returncode, 7, done.stderr)
@@ -101,7 +101,7 @@ class Console(HostTest):
     def test_shell_reboot_and_power_off(self):
         self.create("vm", "--tpm", "none")
         terminal = Terminal(self.host, "run", "vm", "--accel", "soft", "--kernel", IMAGES / "vmlinuz", "--initrd",
-                            IMAGES / "initrd.img", "--cmdline", "console=ttyS0 quiet")
+                            IMAGES / "initrd.img", "--cmdline", CMDLINE)
         self.addCleanup(terminal.close)
         terminal.read_until(b"coffer-demo: init")
         terminal.read_until(rb"[#$] (\x1b\[6n)?$")
