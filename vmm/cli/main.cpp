@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include "base/log.hpp"
+#include "crypto/secret.hpp"
 #include "vmm/cli/context.hpp"
 #include "vmm/cli/exit_codes.hpp"
 #include "vmm/home/keeper_arguments.hpp"
@@ -21,6 +22,7 @@ int fail(Error const& error) {
 
 int run(int argc, char** argv) {
     if (auto hygiene = vmm::forbid_dumps(); !hygiene) return fail(hygiene.error());
+    if (auto memory = crypto::init_secret_memory(); !memory) return fail(memory.error());
     // Writes to a closed pipe are errors of the write, not the end of the process.
     std::signal(SIGPIPE, SIG_IGN);
 

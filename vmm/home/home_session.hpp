@@ -58,7 +58,9 @@ public:
 
 // How the key is had. The keeper is a process of its own: provider code and its keys are never in this one.
 struct KeeperOptions {
-    int passphrase_fd = -1; // the keeper reads the provider's passphrase from here; -1: it asks on /dev/tty
+    // The keeper reads the provider's passphrase from here, and this process gives the descriptor up (it is /dev/null
+    // afterwards); -1: the keeper asks on /dev/tty.
+    int passphrase_fd = -1;
     bool may_prompt = true; // false: a provider that needs a passphrase is KeyUnavailable without passphrase_fd
     std::filesystem::path program = "/proc/self/exe"; // the coffer program, started as keeper
 };

@@ -37,6 +37,15 @@ namespace {
     ::_exit(127);
 }
 
+// Puts /dev/null in the descriptor's place: what it gives is the keeper's alone, and the process that goes on to face
+// the guest must not be able to read it again.
+Result<void> give_up_descriptor(int fd) {
+    auto nothing = TRY(open_file("/dev/null", O_RDWR));
+    if (::dup3(nothing.get(), fd, O_CLOEXEC) < 0)
+        return errno_error(errno, "cannot give up the passphrase's descriptor");
+    return {};
+}
+
 // Sends a request and waits for its answer of the wanted type.
 Result<keeper::Message> exchange(int socket, keeper::Message const& request, keeper::MessageType wanted) {
     TRY(keeper::send(socket, request));
@@ -71,7 +80,9 @@ Result<KeeperProcess> KeeperProcess::start(HomeRoot const& root, KeeperOptions c
     pid_t const pid = ::fork();
     if (pid < 0) return errno_error(errno, "cannot start the keeper process");
     if (pid == 0) become_keeper(theirs.get(), options.passphrase_fd, options.program.c_str(), arguments.data());
-    return KeeperProcess(std::move(ours), pid);
+    KeeperProcess keeper(std::move(ours), pid);
+    if (options.passphrase_fd >= 0) TRY(give_up_descriptor(options.passphrase_fd));
+    return keeper;
 }
 
 KeeperProcess::~KeeperProcess() {

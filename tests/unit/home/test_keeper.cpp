@@ -85,6 +85,18 @@ TEST_F(KeeperTest, PassphraseComesFromTheDescriptor) {
     expect_refused(ErrorCode::InvalidArgument, "not open", 999);
 }
 
+TEST_F(KeeperTest, PassphraseCannotBeReadAgain) {
+    create(add("local", "correct horse"), pipe_with("correct horse").get());
+    auto path = m_folder.path() / "passphrase";
+    ASSERT_TRUE(replace_file(path, as_bytes("correct horse")));
+    auto file = open_file(path, O_RDONLY);
+    ASSERT_TRUE(file);
+    ASSERT_TRUE(unlock_home(m_location, options(file->get())));
+    std::array<char, 16> buffer{};
+    EXPECT_LE(::lseek(file->get(), 0, SEEK_SET), 0);
+    EXPECT_EQ(::read(file->get(), buffer.data(), buffer.size()), 0);
+}
+
 // Descriptors 3 and 4 are those that the keeper itself uses.
 TEST_F(KeeperTest, PassphraseDescriptorMayHaveAnyNumber) {
     create(add("local", "correct horse"), pipe_with("correct horse").get());
