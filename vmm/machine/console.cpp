@@ -38,7 +38,6 @@ Result<std::unique_ptr<RawTerminal>> RawTerminal::enter(int fd) {
     struct sigaction action {};
     action.sa_sigaction = restore_and_pass_on;
     action.sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER;
-    // Fatal signals keep the handlers that stand: the software CPU's own come first and pass on what is not theirs.
     for (size_t i = 0; i < k_fatal_signals.size(); ++i) ::sigaction(k_fatal_signals[i], &action, &g_previous[i]);
     g_terminal = fd;
     termios raw = g_saved;

@@ -19,7 +19,9 @@
 namespace coffer::vmm {
 
 // Puts the terminal on `fd` into raw mode and back: at the end of its life, and from fatal signals (SIGSEGV, SIGABRT
-// and the like) that would otherwise leave the user's shell unusable. At most one at a time.
+// and the like) that would otherwise leave the user's shell unusable. At most one at a time, entered before a CPU
+// backend is made: the software CPU's handlers for the same signals then come first, and pass on what is no fault of
+// the guest's.
 class RawTerminal {
 public:
     // Nothing where `fd` is not a terminal.

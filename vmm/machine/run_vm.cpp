@@ -40,6 +40,9 @@ private:
     Result<PlatformConfig> make_config();
     Result<void> open_serial(PlatformConfig& config);
     Result<void> start_watching();
+    bool console_is_standard_streams() const {
+        return !m_options.command && (!m_options.serial || *m_options.serial == "-");
+    }
     Result<RunOutcome> outcome(MachineEnd end);
     void report();
     // Device lock held. The first reason to end counts.
@@ -122,15 +125,13 @@ void Runner::end_with(RunEnd end, int code) {
 
 Result<void> Runner::start_watching() {
     auto& loop = m_machine->loop();
-    bool serial_is_terminal = !m_options.serial && !m_options.command;
-    if (serial_is_terminal) m_terminal = TRY(RawTerminal::enter(STDIN_FILENO));
     std::lock_guard lock(loop.device_lock());
     m_signals->watch(loop, [this](int number) { end_with(RunEnd::Interrupted, number); });
     if (m_options.timeout) {
         m_timeout = loop.make_timer([this] { end_with(RunEnd::TimedOut); });
         m_timeout->arm(loop.now() + *m_options.timeout);
     }
-    if (!m_options.command && (serial_is_terminal || *m_options.serial == "-")) {
+    if (console_is_standard_streams()) {
         m_input = std::make_unique<SerialInput>(loop, m_machine->platform(), STDIN_FILENO, m_terminal != nullptr,
                                                 [this] { end_with(RunEnd::Quit); });
         m_input->start();
@@ -169,6 +170,7 @@ Result<RunOutcome> Runner::outcome(MachineEnd end) {
 
 Result<RunOutcome> Runner::run() {
     m_signals = TRY(StopSignals::create());
+    if (console_is_standard_streams() && !m_options.serial) m_terminal = TRY(RawTerminal::enter(STDIN_FILENO));
     auto partition = TRY(make_partition());
     auto config = TRY(make_config());
     m_machine = TRY(Machine::create(std::move(config), std::move(partition)));
