@@ -300,6 +300,13 @@ TEST_F(KeeperTest, ProcessWithTheOpenHomeNeverHasTheProvidersKeys) {
     std::array<int, 2> ready{};
     ASSERT_EQ(::pipe(ready.data()), 0);
     pid_t const child = ::fork();
+    struct Ended {
+        pid_t process;
+        ~Ended() {
+            ::kill(process, SIGKILL);
+            ::waitpid(process, nullptr, 0);
+        }
+    };
     if (child == 0) {
         auto home = unlock_home(m_location, options());
         bool committed = home && (*home)->commit(HomeFile::Tpm, as_bytes("some state"));
@@ -307,6 +314,7 @@ TEST_F(KeeperTest, ProcessWithTheOpenHomeNeverHasTheProvidersKeys) {
         ::pause();
         ::_exit(0);
     }
+    Ended const ended{child};
     char opened = 0;
     ASSERT_EQ(::read(ready[0], &opened, 1), 1);
     ASSERT_EQ(opened, 'y');
@@ -327,8 +335,6 @@ TEST_F(KeeperTest, ProcessWithTheOpenHomeNeverHasTheProvidersKeys) {
     auto bundle_key = (*opener)->unwrap(*KeyId::parse(parsed->header.key_id), {parsed->header.wrapped_key});
     ASSERT_TRUE(bundle_key);
     auto memory = memory_of(child);
-    ::kill(child, SIGKILL);
-    ::waitpid(child, nullptr, 0);
     EXPECT_NE(memory.find(text_of(bundle_key->expose())), std::string::npos) << "the search finds nothing at all";
     EXPECT_EQ(memory.find(text_of(Bytes(*kdk).subspan(80, 32))), std::string::npos);
     EXPECT_EQ(memory.find(text_of(kek->expose())), std::string::npos);
