@@ -3,6 +3,7 @@
 #include <thread>
 
 #include "tests/unit/soft/micro_guest.hpp"
+#include "vmm/accel/soft/translate/soft_partition.hpp"
 
 namespace coffer::tests {
 namespace {
@@ -293,6 +294,100 @@ TEST(Translator, HaltWaitsForInterrupts) {
     kicker.join();
     EXPECT_EQ(guest.reg(Gpr::R8), 1u);
     EXPECT_EQ(guest.state.activity, CpuActivity::Halted);
+}
+
+GUEST_CODE(single_step, R"(
+    pushfq
+    orl $0x100, (%rsp)
+    popfq
+    nop
+    inc %rax
+    pushfq
+    andl $0xfffffeff, (%rsp)
+    popfq
+    nop
+    out %al, $0xf4
+    hlt
+    .p2align 8
+    inc %rbx
+    mov (%rsp), %r9
+    mov %dr6, %r10
+    iretq
+)")
+
+TEST(Translator, TrapFlagStepsOneInstruction) {
+    MicroGuest guest;
+    guest.long_mode();
+    guest.state.gpr[0] = guest.state.gpr[3] = 0;
+    guest.gate(1, k_guest_code + 0x100);
+    guest.run(single_step_code());
+    EXPECT_EQ(guest.reg(Gpr::Rax), 1u);
+    // Behind NOP, INC, PUSHFQ, AND and the POPFQ that ends it.
+    EXPECT_EQ(guest.reg(Gpr::Rbx), 5u);
+    EXPECT_EQ(guest.reg(Gpr::R10) & 0x4000, 0x4000u);
+}
+
+TEST(Translator, TraceSeesEveryBlock) {
+    MicroGuest guest;
+    guest.long_mode();
+    std::vector<uint64_t> rips;
+    vmm::soft::set_block_trace(*guest.vcpu, [&](vmm::soft::Cpu const& cpu) { rips.push_back(cpu.rip); });
+    guest.run(arithmetic_code());
+    // A thousand rounds of the loop, and its surroundings.
+    EXPECT_GT(rips.size(), 1000u);
+    EXPECT_EQ(rips.front(), k_guest_code);
+    vmm::soft::set_block_trace(*guest.vcpu, nullptr);
+}
+
+GUEST_CODE(cross_page, R"(
+    mov $0x20, %ecx
+    mov $0x150ffd, %ebx
+1:  call *%rbx
+    dec %ecx
+    jnz 1b
+    out %al, $0xf4
+    hlt
+)")
+
+TEST(Translator, InstructionsAcrossPagesFollowTheMapping) {
+    MicroGuest guest;
+    guest.long_mode();
+    guest.state.gpr[0] = 0;
+    // add rax, imm32; ret: three bytes in the first page, the rest in the second.
+    std::array<uint8_t, 7> function{0x48, 0x05, 1, 0, 0, 0, 0xC3};
+    guest.put(0x150ffd, std::as_bytes(std::span(function)));
+    guest.run(cross_page_code());
+    EXPECT_EQ(guest.reg(Gpr::Rax), 0x20u);
+    // Another page behind the second linear one: other bytes of the same instruction.
+    function[3] = 1;
+    guest.put(0x160000, std::as_bytes(std::span(function)).subspan(3));
+    guest.put_value<uint64_t>(k_guest_tables + 0x3000 + 0x151 * 8, 0x160007);
+    guest.state.rip = k_guest_code;
+    guest.state.gpr[0] = 0;
+    guest.run();
+    EXPECT_EQ(guest.reg(Gpr::Rax), 0x20u * 0x101);
+    // And not present: the fault is the instruction's, at the second page.
+    guest.put_value<uint64_t>(k_guest_tables + 0x3000 + 0x151 * 8, 0);
+    guest.gate(14, 0x7000);
+    std::array<uint8_t, 3> const stub{0xE6, k_done_port, 0xF4};
+    guest.put(0x7000, std::as_bytes(std::span(stub)));
+    guest.state.rip = k_guest_code;
+    guest.run();
+    EXPECT_EQ(guest.state.cr2, 0x151000u);
+    EXPECT_EQ(guest.value(guest.reg(Gpr::Rsp) + 8), 0x150ffdu);
+}
+
+TEST(Translator, DeviceWritesToCodeAreSeen) {
+    MicroGuest guest;
+    guest.long_mode();
+    guest.run(arithmetic_code());
+    ASSERT_EQ(guest.reg(Gpr::R14), 5 + 3 * 1000u);
+    // mov $1000, %ecx becomes mov $10, %ecx, and nobody but memory_written() says so.
+    guest.put_value<uint32_t>(k_guest_code + 1, 10);
+    guest.partition->memory_written(GuestPhysAddr(k_guest_code + 1), 4);
+    guest.state.rip = k_guest_code;
+    guest.run();
+    EXPECT_EQ(guest.reg(Gpr::R14), 5 + 3 * 10u);
 }
 
 } // namespace

@@ -18,7 +18,7 @@ namespace coffer::vmm::soft {
 
 class CodeCache {
 public:
-    static constexpr size_t k_code_size = size_t{128} << 20;
+    static constexpr size_t k_code_size = size_t{64} << 20;
 
     static Result<std::unique_ptr<CodeCache>> create(Frame& frame, GuestMemoryMap& memory);
     ~CodeCache();

@@ -5,7 +5,6 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
-#include <memory>
 
 #include "vmm/accel/soft/cpu.hpp"
 #include "vmm/accel/soft/translate/decode.hpp"
@@ -41,7 +40,6 @@ struct Site {
     Block* block = nullptr;
     Block* target = nullptr; // Link: the block it is linked to
     std::array<uint8_t, 15> bytes{};
-    std::unique_ptr<Decoded> decoded; // made when first needed
 };
 
 struct JumpEntry {

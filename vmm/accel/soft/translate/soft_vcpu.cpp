@@ -67,6 +67,7 @@ SoftVcpu::~SoftVcpu() {
 void SoftVcpu::raise_attention(uint32_t bits) noexcept {
     m_frame->cpu.attention.fetch_or(bits);
     for (auto& salt : m_frame->salt) salt.store(k_salt_poison);
+    if (!m_waiting.load()) return;
     // SAFETY: the futex word is the atomic's storage, a lock-free 32-bit integer.
     syscall(SYS_futex, reinterpret_cast<uint32_t*>(&m_frame->cpu.attention), FUTEX_WAKE_PRIVATE, INT_MAX, nullptr,
             nullptr, 0);
@@ -95,9 +96,11 @@ void SoftVcpu::memory_map_changed(uint64_t gpa, size_t size) noexcept {
 
 void SoftVcpu::wait() {
     ++m_counts.halts;
-    // SAFETY: as in raise_attention().
+    m_waiting.store(true);
+    // SAFETY: as in raise_attention(). Attention that came in between ends the wait at once.
     syscall(SYS_futex, reinterpret_cast<uint32_t*>(&m_frame->cpu.attention), FUTEX_WAIT_PRIVATE, 0, nullptr, nullptr,
             0);
+    m_waiting.store(false);
 }
 
 // ---- The loop ----
@@ -300,20 +303,30 @@ SoftVcpu::Next SoftVcpu::leave_link(Site& site) {
     return Next::Enter;
 }
 
+Decoded const& SoftVcpu::decoded(Site const& site) {
+    // SAFETY: an address as a hash.
+    Known& known = m_known[reinterpret_cast<uintptr_t>(&site) / sizeof(Site) % m_known.size()];
+    uint64_t flushes = m_cache->counters().flushes;
+    if (known.site != &site || known.flushes != flushes) {
+        known.site = nullptr;
+        COFFER_ASSERT(decode(cpu().mode.code_bits, std::span(site.bytes).first(site.length), known.decoded) ==
+                      DecodeStatus::Ok);
+        known.site = &site;
+        known.flushes = flushes;
+    }
+    return known.decoded;
+}
+
 SoftVcpu::Next SoftVcpu::leave_instruction(Site& site) {
     Cpu& c = cpu();
     c.rip = site.rip;
-    if (!site.decoded) {
-        site.decoded = std::make_unique<Decoded>();
-        COFFER_ASSERT(decode(c.mode.code_bits, std::span(site.bytes).first(site.length), *site.decoded) ==
-                      DecodeStatus::Ok);
-    }
+    Decoded const& instruction = decoded(site);
     ModeKey key = mode_key(c);
     uint64_t next = site.rip + site.length;
     if (c.mode.code_bits != 64) next &= 0xFFFF'FFFF;
     uint8_t const* resume = site.resume;
     uint64_t flushes = m_cache->counters().flushes;
-    Step step = m_interpreter.execute(c, *site.decoded);
+    Step step = m_interpreter.execute(c, instruction);
     bool code_changed = m_cache->take_code_changed();
     if (step == Step::Next && c.rip == next && !code_changed && resume && flushes == m_cache->counters().flushes &&
         mode_key(c) == key && !c.interrupt_shadow && c.attention.load(std::memory_order_relaxed) == 0 &&

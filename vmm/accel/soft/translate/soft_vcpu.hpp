@@ -59,6 +59,7 @@ private:
     Next leave_link(Site& site);
     Next leave_instruction(Site& site);
     void leave_host_fault();
+    Decoded const& decoded(Site const& site);
     void finish(Step step);
     void raise_attention(uint32_t bits) noexcept;
     void apply_init() noexcept;
@@ -70,10 +71,18 @@ private:
     Interpreter m_interpreter;
     HostFaultTarget m_fault_target;
     BlockTrace m_trace;
+    // Instructions that C++ executed lately.
+    struct Known {
+        Site const* site = nullptr;
+        uint64_t flushes = 0; // sites are new after each
+        Decoded decoded{};
+    };
+    std::vector<Known> m_known{1024};
 
     CpuActivity m_activity = CpuActivity::Running;
     bool m_nmi_pending = false;
     bool m_shutdown = false;
+    std::atomic<bool> m_waiting{false};
     std::atomic<uint32_t> m_startup_vector{0};
     uint8_t const* m_next_entry = nullptr;
 
