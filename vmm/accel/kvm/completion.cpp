@@ -78,7 +78,8 @@ bool needs_kvm(ZydisMnemonic mnemonic) {
 
 // MOV to and from control and debug registers.
 bool touches_system_register(Decoded const& decoded) {
-    return std::ranges::any_of(decoded.operands, [](ZydisDecodedOperand const& operand) {
+    auto operands = std::span(decoded.operands).first(decoded.insn.operand_count); // the rest is not written
+    return std::ranges::any_of(operands, [](ZydisDecodedOperand const& operand) {
         if (operand.type != ZYDIS_OPERAND_TYPE_REGISTER) return false;
         auto kind = ZydisRegisterGetClass(operand.reg.value);
         return operand.visibility == ZYDIS_OPERAND_VISIBILITY_EXPLICIT &&
