@@ -390,5 +390,24 @@ TEST(Translator, DeviceWritesToCodeAreSeen) {
     EXPECT_EQ(guest.reg(Gpr::R14), 5 + 3 * 10u);
 }
 
+TEST(Translator, CodeMayEndWithTheAddressSpace) {
+    MicroGuest guest;
+    std::vector<std::byte> top(2 * 4096);
+    std::byte* page = top.data() + (4096 - reinterpret_cast<uintptr_t>(top.data()) % 4096);
+    ASSERT_TRUE(guest.partition->map({GuestPhysAddr(0xFFFF'F000), 4096, page, false}));
+    guest.protected_mode();
+    for (Segment& segment : guest.state.segments) segment = Segment{0x2B, 0xC0F3, 0xFFFFFFFF, 0};
+    guest.state.segment(SegmentName::Cs) = Segment{0x1B, 0xC0FB, 0xFFFFFFFF, 0};
+    std::array<uint8_t, 2> const loop{0xE2, 0xFE};                   // loop to itself
+    std::array<uint8_t, 5> const done{0xA3, 0x00, 0xF0, 0xFF, 0x3F}; // mov [k_done_address], eax
+    std::memcpy(page + 0xFFE, loop.data(), loop.size());
+    guest.put(0, std::as_bytes(std::span(done)));
+    guest.state.gpr[1] = 3;
+    guest.state.rip = 0xFFFF'FFFE;
+    guest.run();
+    EXPECT_EQ(guest.reg(Gpr::Rcx), 0u);
+    EXPECT_EQ(guest.state.rip, done.size());
+}
+
 } // namespace
 } // namespace coffer::tests

@@ -398,12 +398,13 @@ void BlockBuilder::emit_branch(size_t i) {
     case ZYDIS_MNEMONIC_LOOPNE: {
         restore_flags();
         if (d.insn.address_width == 32) m_e.byte(0x67);
-        m_e.bytes(d.insn.opcode, 0);
-        size_t skip = m_e.size();
-        emit_jump_edge(next_rip(i));
-        COFFER_ASSERT(m_e.size() - skip < 128);
-        m_e.patch_byte(skip - 1, static_cast<uint8_t>(m_e.size() - skip));
+        // Its displacement reaches over a near jump only.
+        m_e.bytes(d.insn.opcode, 5, 0xE9);
+        m_e.dword(0);
+        size_t not_taken = m_e.size();
         emit_jump_edge(relative());
+        m_e.patch_dword(not_taken - 4, static_cast<uint32_t>(m_e.size() - not_taken));
+        emit_jump_edge(next_rip(i));
         return;
     }
     default: { // Jcc: the low four bits of its opcode are the condition

@@ -203,7 +203,10 @@ void SoftVcpu::interpret() {
 void SoftVcpu::dispatch() {
     Cpu& c = cpu();
     ModeKey key = mode_key(c);
-    if (key.code_bits == 0 || (c.rflags & k_flag_tf) || c.interrupt_shadow) {
+    // In the shadow of STI or MOV SS exactly one instruction runs before what is pending now. Where nothing is, what
+    // comes later is as if it had come behind the first instructions of the block.
+    bool shadow = c.interrupt_shadow;
+    if (key.code_bits == 0 || (c.rflags & k_flag_tf) || (shadow && something_pending())) {
         interpret();
         return;
     }
@@ -219,11 +222,18 @@ void SoftVcpu::dispatch() {
     }
     if (m_trace) m_trace(c);
     m_next_entry = m_cache->entry(*block);
+    c.interrupt_shadow = false;
     // Salts are not written between the look at attention and the entry, so that a poisoned one stays.
     do {
-        if (c.attention.load() != 0) return;
+        if (!shadow && c.attention.load() != 0) return;
+        shadow = false;
         enter(m_next_entry);
     } while (leave() == Next::Enter);
+}
+
+bool SoftVcpu::something_pending() const {
+    Cpu const& c = m_frame->cpu;
+    return c.attention.load() != 0 || m_nmi_pending || (c.interrupts && c.interrupts->has_pending());
 }
 
 void SoftVcpu::enter(uint8_t const* code) {

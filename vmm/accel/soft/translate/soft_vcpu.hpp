@@ -51,6 +51,7 @@ private:
     // One round. Nothing: go on.
     std::optional<VcpuExit> attend();
     bool deliver_pending();
+    bool something_pending() const;
     void wait();
     void dispatch();
     void interpret();
