@@ -125,15 +125,17 @@ Result<void> enter_sandbox() {
         if (result != 0 && failed == 0) failed = -result;
     };
     for (int call : k_allowed) keep(::seccomp_rule_add(context, SCMP_ACT_ALLOW, call, 0));
-    for (int call : {SCMP_SYS(mmap), SCMP_SYS(mprotect)})
-        keep(::seccomp_rule_add(context, SCMP_ACT_ALLOW, call, 1, SCMP_A2(SCMP_CMP_MASKED_EQ, PROT_EXEC, 0)));
+    // Not by the SCMP_A macros: they are C99 compound literals, which clang's pedantry refuses.
+    auto allow_if = [&](int call, scmp_arg_cmp const& condition) {
+        keep(::seccomp_rule_add_array(context, SCMP_ACT_ALLOW, call, 1, &condition));
+    };
+    for (int call : {SCMP_SYS(mmap), SCMP_SYS(mprotect)}) allow_if(call, {2, SCMP_CMP_MASKED_EQ, PROT_EXEC, 0});
     // New threads, not new processes. clone3's flags are out of a filter's sight: ENOSYS makes the C library use clone.
-    keep(::seccomp_rule_add(context, SCMP_ACT_ALLOW, SCMP_SYS(clone), 1,
-                            SCMP_A0(SCMP_CMP_MASKED_EQ, CLONE_THREAD, CLONE_THREAD)));
+    allow_if(SCMP_SYS(clone), {0, SCMP_CMP_MASKED_EQ, CLONE_THREAD, CLONE_THREAD});
     keep(::seccomp_rule_add(context, SCMP_ACT_ERRNO(ENOSYS), SCMP_SYS(clone3), 0));
     // Limits may be read (by malloc and by pthread_create), not set.
-    keep(::seccomp_rule_add(context, SCMP_ACT_ALLOW, SCMP_SYS(prlimit64), 1, SCMP_A2(SCMP_CMP_EQ, 0)));
-    keep(::seccomp_rule_add(context, SCMP_ACT_ALLOW, SCMP_SYS(prctl), 1, SCMP_A0(SCMP_CMP_EQ, PR_SET_NAME)));
+    allow_if(SCMP_SYS(prlimit64), {2, SCMP_CMP_EQ, 0, 0});
+    allow_if(SCMP_SYS(prctl), {0, SCMP_CMP_EQ, PR_SET_NAME, 0});
     if (failed != 0) return errno_error(failed, "cannot build the seccomp filter");
     keep(::seccomp_attr_set(context, SCMP_FLTATR_CTL_TSYNC, 1));
     keep(::seccomp_attr_set(context, SCMP_FLTATR_CTL_NNP, 1));
