@@ -32,7 +32,7 @@ is_installed() { dpkg-query -W -f '${db:Status-Status}' "$1" 2>/dev/null | grep 
 # Installs those of the named packages that are missing, and says which. Also sees to it that apt has a package index,
 # which the guest's packages are looked up in.
 need_packages() {
-    command -v apt-get >/dev/null || fail "this is no Debian system; install the packages listed in scripts/common.sh"
+    command -v apt-get >/dev/null || fail "this is no Debian system; install the packages listed in tests/scripts/common.sh"
     local missing=() package
     for package in "$@"; do
         is_installed "$package" || missing+=("$package")
