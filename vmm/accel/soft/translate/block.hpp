@@ -2,7 +2,6 @@
 #pragma once
 
 #include <cstdint>
-#include <vector>
 
 #include "vmm/accel/soft/translate/frame.hpp"
 
@@ -48,12 +47,12 @@ struct Block {
     uint64_t second_page = 0; // guest-physical page of an instruction that crosses, or k_no_page
     uint32_t code = 0;        // offset in the code memory
     uint32_t code_size = 0;
-    bool global = false;   // CR3 loads keep the translation of its page (as of the last time it was found)
-    Block* next = nullptr; // in its bucket of the index
-    bool dead = false;     // its guest code changed; not entered again
-    std::vector<InsnMark> marks;
-    std::vector<Site*> incoming; // links to this block
-    std::vector<Site*> links;    // its own direct edges
+    bool global = false;     // CR3 loads keep the translation of its page (as of the last time it was found)
+    Block* next = nullptr;   // in its bucket of the index
+    bool dead = false;       // its guest code changed; not entered again
+    uint32_t first_mark = 0; // in the cache's list of all marks, in order
+    uint16_t mark_count = 0;
+    Site* incoming = nullptr; // links to this block, by Site::next_incoming
 };
 constexpr uint64_t k_no_page = ~0ULL;
 

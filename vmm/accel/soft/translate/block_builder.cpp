@@ -122,6 +122,7 @@ BlockBuilder::Outcome BlockBuilder::build(BlockSource const& source, Target cons
     m_e = Emitter(m_buffer.data(), m_buffer.size());
     m_stubs.clear();
     m_sites.clear();
+    m_marks.clear();
     m_flags = Flags::Host;
     m_slot_valid = false;
     block.gpa = source.gpa;
@@ -250,7 +251,7 @@ void BlockBuilder::emit_plain_instruction(size_t i) {
                   .flags_in_slot = m_flags == Flags::Slot};
     emit_plain(m_e, d, next_rip(i), offset::spare);
     mark.end = static_cast<uint32_t>(m_e.size());
-    m_block->marks.push_back(mark);
+    m_marks.push_back(mark);
     finish_accesses(i);
 }
 
@@ -439,7 +440,6 @@ void BlockBuilder::emit_edge(uint64_t target, size_t patch) {
     Site& site = new_site(SiteKind::Link, target);
     site.cross_page = !same_page(target);
     site.patch = static_cast<uint32_t>(m_target.offset + patch);
-    m_block->links.push_back(&site);
     m_stubs.push_back(Stub{.site = &site, .patch = patch, .recover = false, .tag = 0});
 }
 

@@ -45,6 +45,7 @@ public:
     Outcome build(BlockSource const& source, Target const& target, Block& block);
     std::span<uint8_t const> code() const { return {m_buffer.data(), m_size}; }
     std::span<Site* const> sites() const { return m_sites; }
+    std::span<InsnMark const> marks() const { return m_marks; }
     std::span<Decoded const> instructions() const { return {m_insns.data(), m_count}; }
 
 private:
@@ -100,6 +101,7 @@ private:
     bool m_slot_valid = false; // with m_flags Host: the slot holds the same
     std::vector<Stub> m_stubs;
     std::vector<Site*> m_sites;
+    std::vector<InsnMark> m_marks;
     std::vector<Site*> m_open_accesses; // of the current instruction; their `resume` is behind it
 };
 

@@ -151,6 +151,9 @@ Block* CodeCache::build(uint64_t rip, FetchEntry const& fetched, ModeKey key, bo
     if (auto refused = verify_block(m_builder.code(), key.user, m_builder.sites())) reject(m_builder.code(), *refused);
     std::memcpy(m_code.writable() + m_used, m_builder.code().data(), m_builder.code().size());
     m_used += (block.code_size + 15) & ~15U;
+    block.first_mark = static_cast<uint32_t>(m_marks.size());
+    block.mark_count = static_cast<uint16_t>(m_builder.marks().size());
+    m_marks.insert(m_marks.end(), m_builder.marks().begin(), m_builder.marks().end());
     block.global = fetched.global;
     Block*& head = bucket(gpa, rip, key);
     block.next = head;
@@ -171,6 +174,7 @@ void CodeCache::flush_all() noexcept {
     m_global_links.clear();
     m_blocks.clear();
     m_sites.clear();
+    m_marks.clear();
     // Empty jump entries lead to an exit like a miss.
     Site& miss = m_sites.emplace_back();
     miss.kind = SiteKind::Indirect;
@@ -192,14 +196,26 @@ void CodeCache::set_rel32(uint32_t patch, uint32_t target) noexcept {
 void CodeCache::link(Site& site, Block& target) {
     if (site.block->dead || target.dead || !(site.block->key == target.key)) return;
     if (site.target != &target) {
+        if (site.target) forget_incoming(site);
         site.target = &target;
-        target.incoming.push_back(&site);
+        site.next_incoming = target.incoming;
+        target.incoming = &site;
     }
     set_rel32(site.patch, target.code);
     ++m_counters.links;
     if (!site.cross_page && target.second_page == k_no_page) return;
     bool global = target.global && target.second_page == k_no_page;
     (global ? m_global_links : m_cross_links).push_back(&site);
+}
+
+// Takes the site out of its target's list.
+void CodeCache::forget_incoming(Site& site) noexcept {
+    for (Site** at = &site.target->incoming; *at; at = &(*at)->next_incoming) {
+        if (*at != &site) continue;
+        *at = site.next_incoming;
+        break;
+    }
+    site.target = nullptr;
 }
 
 void CodeCache::unlink(Site& site) noexcept {
@@ -272,12 +288,11 @@ void CodeCache::drop(Block& block) noexcept {
         *at = block.next;
         break;
     }
-    for (Site* site : block.incoming) {
-        if (site->target != &block) continue;
+    while (Site* site = block.incoming) {
+        block.incoming = site->next_incoming;
         unlink(*site);
         site->target = nullptr;
     }
-    block.incoming.clear();
     JumpEntry& jump = m_frame.jumps[block.rip % k_jump_entries];
     if (jump.code == reinterpret_cast<uint64_t>(entry(block))) // SAFETY: compared
         jump = JumpEntry{k_empty_tag, reinterpret_cast<uint64_t>(m_code.executable())};
@@ -366,7 +381,7 @@ CodeCache::Origin CodeCache::origin_of(uintptr_t host) const noexcept {
                                [](uint32_t value, Block const& block) { return value < block.code; });
     if (it == m_blocks.begin()) return {};
     Block const& block = *--it;
-    for (InsnMark const& mark : block.marks)
+    for (InsnMark const& mark : std::span(m_marks).subspan(block.first_mark, block.mark_count))
         if (at - block.code >= mark.begin && at - block.code < mark.end) return {const_cast<Block*>(&block), mark};
     return {};
 }

@@ -95,6 +95,7 @@ private:
     Block* build(uint64_t rip, FetchEntry const& fetched, ModeKey key, bool& fault);
     void drop(Block& block) noexcept;
     void unlink(Site& site) noexcept;
+    void forget_incoming(Site& site) noexcept;
     void set_rel32(uint32_t patch, uint32_t target) noexcept;
     void new_generation(size_t privilege) noexcept;
     void clear_jumps() noexcept;
@@ -108,7 +109,8 @@ private:
 
     std::deque<Block> m_blocks; // in the order of their code
     std::deque<Site> m_sites;
-    std::vector<Block*> m_index; // hashed by gpa, rip and mode
+    std::vector<InsnMark> m_marks; // of all blocks
+    std::vector<Block*> m_index;   // hashed by gpa, rip and mode
     std::unordered_map<uint64_t, std::vector<Block*>> m_pages;
     std::vector<Site*> m_cross_links;  // undone by every change of translation
     std::vector<Site*> m_global_links; // undone by changes of global translations

@@ -38,7 +38,8 @@ struct Site {
     uint32_t patch = 0;              // Link: where its rel32 is, as an offset in the code memory
     uint32_t stub = 0;               // Link: where the rel32 goes while not linked
     Block* block = nullptr;
-    Block* target = nullptr; // Link: the block it is linked to
+    Site* next_incoming = nullptr; // Link: in the target's list
+    Block* target = nullptr;       // Link: the block it is linked to
     std::array<uint8_t, 15> bytes{};
 };
 
