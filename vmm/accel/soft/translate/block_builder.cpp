@@ -225,7 +225,7 @@ void BlockBuilder::emit_check(size_t i, uint16_t size, bool write) {
 }
 
 // Behind an instruction: where C++ that executed it continues.
-void BlockBuilder::finish_accesses(size_t) {
+void BlockBuilder::finish_accesses() {
     for (Site* site : m_open_accesses) site->resume = m_target.executable + m_target.offset + m_e.size();
 }
 
@@ -252,7 +252,7 @@ void BlockBuilder::emit_plain_instruction(size_t i) {
     emit_plain(m_e, d, next_rip(i), offset::spare);
     mark.end = static_cast<uint32_t>(m_e.size());
     m_marks.push_back(mark);
-    finish_accesses(i);
+    finish_accesses();
 }
 
 void BlockBuilder::emit_system(size_t i, SiteKind kind, Vector vector) {
@@ -323,7 +323,7 @@ void BlockBuilder::emit_stack(size_t i) {
         m_e.rex(wide(), bit3(Host::rbp), 0, 1);
         m_e.bytes(0x8B, 0x06 | low3(Host::rbp) << 3); // mov rbp, [r14]
     }
-    finish_accesses(i);
+    finish_accesses();
 }
 
 void BlockBuilder::emit_branch(size_t i) {
@@ -375,7 +375,7 @@ void BlockBuilder::emit_branch(size_t i) {
         restore_flags();
         if (direct) {
             emit_jump_edge(relative());
-            finish_accesses(i);
+            finish_accesses();
             return;
         }
         m_e.load(Host::r14, offset::value);
@@ -430,7 +430,7 @@ void BlockBuilder::emit_branch(size_t i) {
     }
     restore_flags();
     emit_indirect();
-    finish_accesses(i);
+    finish_accesses();
 }
 
 // ---- Edges ----

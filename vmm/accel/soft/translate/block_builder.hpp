@@ -66,7 +66,7 @@ private:
 
     void emit_memory_address(size_t i);
     void emit_check(size_t i, uint16_t size, bool write);
-    void finish_accesses(size_t i);
+    void finish_accesses();
     void save_flags();
     void restore_flags();
     void emit_jump_edge(uint64_t target);
