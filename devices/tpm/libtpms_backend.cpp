@@ -210,6 +210,17 @@ Result<size_t> LibtpmsBackend::limit_buffer_size(size_t bytes) {
     return size;
 }
 
+LibtpmsBackend::BufferSize LibtpmsBackend::buffer_size() const noexcept {
+    BufferSize size{};
+    size.now = TPMLIB_SetBufferSize(0, &size.least, &size.most);
+    return size;
+}
+
+std::string LibtpmsBackend::info(uint32_t flags) const {
+    std::unique_ptr<char, decltype(&std::free)> text(TPMLIB_GetInfo(static_cast<TPMLIB_InfoFlags>(flags)), &std::free);
+    return text ? text.get() : "";
+}
+
 Result<size_t> LibtpmsBackend::execute(Locality locality, Bytes command, MutBytes response) {
     m_locality = locality;
     // A copy, because libtpms decrypts encrypted parameters where they stand.

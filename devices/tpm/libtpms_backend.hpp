@@ -9,6 +9,7 @@
 #include <atomic>
 #include <memory>
 #include <optional>
+#include <string>
 #include <string_view>
 
 #include "base/file.hpp"
@@ -35,6 +36,14 @@ public:
     LibtpmsBackend& operator=(LibtpmsBackend const&) = delete;
 
     Result<size_t> limit_buffer_size(size_t bytes) override;
+    struct BufferSize {
+        uint32_t now;
+        uint32_t least;
+        uint32_t most;
+    };
+    BufferSize buffer_size() const noexcept;
+    // libtpms' description of itself, JSON; `flags` choose its parts (TPMLIB_GetInfo).
+    std::string info(uint32_t flags) const;
     Result<size_t> execute(Locality locality, Bytes command, MutBytes response) override;
     void cancel() noexcept override;
     Result<void> make_durable() override;

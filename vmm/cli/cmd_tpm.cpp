@@ -11,6 +11,7 @@ void register_tpm(CLI::App& app, Context& context) {
     register_tpm_show(*tpm, context);
     register_tpm_pcrs(*tpm, context);
     register_tpm_clear(*tpm, context);
+    register_tpm_serve(*tpm, context);
 }
 
 } // namespace coffer::cli

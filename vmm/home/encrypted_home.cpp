@@ -152,4 +152,26 @@ Result<void> EncryptedHome::commit(HomeFile file, Bytes content) {
     return {};
 }
 
+Result<ByteVector> EncryptedHome::seal(std::string_view label, Bytes content) const {
+    std::lock_guard guard(m_mutex);
+    DataFileHeader header;
+    header.name = label;
+    header.generation = 1;
+    header.epoch = m_content.manifest.current_epoch;
+    header.file = TRY(crypto::random_uuid());
+    header.vm = m_header.vm;
+    header.written = wall_clock_seconds();
+    auto const* key = m_content.key_of(header.epoch);
+    COFFER_ASSERT(key);
+    return seal_data_file(header, key, content);
+}
+
+Result<ByteVector> EncryptedHome::open_sealed(std::string_view label, Bytes sealed) const {
+    std::lock_guard guard(m_mutex);
+    auto header = TRY(parse_data_header(sealed, label));
+    auto const* key = m_content.key_of(header.epoch);
+    if (!key) return damaged(label, fmt::format("the home has no key of epoch {}", header.epoch));
+    return std::move(TRY(open_data_file(sealed, {m_header.vm, label}, key, label)).content);
+}
+
 } // namespace coffer::vmm

@@ -18,6 +18,8 @@ public:
     bool has(HomeFile file) const override;
     Result<ByteVector> load(HomeFile file) const override;
     Result<void> commit(HomeFile file, Bytes content) override;
+    Result<ByteVector> seal(std::string_view label, Bytes content) const override;
+    Result<ByteVector> open_sealed(std::string_view label, Bytes sealed) const override;
 
 private:
     EncryptedHome(HomeLocation const& location, std::optional<HomeLock> lock, BundleHeader header,

@@ -52,6 +52,12 @@ public:
     // either the old or the new content, whole; a later commit() may still succeed.
     virtual Result<void> commit(HomeFile file, Bytes content) = 0;
 
+    // Content that leaves the home, encrypted and authenticated under the VM's current key: only this VM's home opens it
+    // again, and only under the same label (1 to 63 characters, not a HomeFile's name). Unsupported in an unencrypted
+    // home. open_sealed() is Integrity for anything that seal() did not make.
+    virtual Result<ByteVector> seal(std::string_view label, Bytes content) const = 0;
+    virtual Result<ByteVector> open_sealed(std::string_view label, Bytes sealed) const = 0;
+
     // commit() as the devices know it. Lives as long as the session.
     virtual devices::NvStore& store(HomeFile file) noexcept = 0;
 };

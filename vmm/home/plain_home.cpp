@@ -69,4 +69,12 @@ Result<void> PlainHome::commit(HomeFile file, Bytes content) {
     return {};
 }
 
+Result<ByteVector> PlainHome::seal(std::string_view label, Bytes) const {
+    return make_error(ErrorCode::Unsupported, "an unencrypted home has no key to seal '{}' with", label);
+}
+
+Result<ByteVector> PlainHome::open_sealed(std::string_view label, Bytes) const {
+    return make_error(ErrorCode::Unsupported, "an unencrypted home has no key to open '{}' with", label);
+}
+
 } // namespace coffer::vmm

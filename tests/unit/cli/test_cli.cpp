@@ -114,6 +114,7 @@ TEST_F(Cli, EveryVerbHasHelp) {
                                           {"tpm", "show"},
                                           {"tpm", "pcrs"},
                                           {"tpm", "clear"},
+                                          {"tpm", "serve"},
                                           {"remove"}}) {
         verb.emplace_back("--help");
         auto done = coffer(verb);
@@ -368,7 +369,7 @@ TEST_F(Cli, SecretsAreInNoFileAndNoOutput) {
             EXPECT_EQ(content.find(std::string(32, 'v')), std::string::npos) << entry.path();
             EXPECT_EQ(content.find("code.fd"), std::string::npos) << entry.path();
         }
-    EXPECT_EQ(files, 8U); // keys, config, nvram, lock; provider, kdk.1; the host's record
+    EXPECT_EQ(files, 8U); // keys, config, nvram, tpm, lock; provider, kdk.1; the host's record
 }
 
 TEST(MemorySize, TakesUnitsAndNothingElse) {
