@@ -6,8 +6,8 @@ build_packages=(
     libcli11-dev libfmt-dev libgmock-dev libgtest-dev libseccomp-dev libssl-dev libtpms-dev libzydis-dev
     nlohmann-json3-dev ovmf
 )
-# What tests compare guests and the software CPU with.
-test_packages=(busybox-static)
+# What tests compare guests and the software CPU with, and what unpacks the kernel for that.
+test_packages=(busybox-static lz4)
 # What images/build-demo-guest needs on the host; the guest's own packages it fetches by itself.
 image_packages=(apt binutils dosfstools mtools python3 tar zstd)
 

@@ -1,4 +1,4 @@
-// Distinct encodings of plain instructions in real programs.
+// Distinct instruction encodings in real programs.
 #pragma once
 
 #include <filesystem>
@@ -8,8 +8,11 @@
 
 namespace coffer::tests {
 
-// Those in the executable segments of an ELF file, or of the kernel in a bzImage, by linear sweep, one for each form
-// (same opcode, prefixes and registers; displacements and immediates aside), at most `limit`.
+// Those in the executable segments of an ELF file, by linear sweep, one for each form (same opcode, prefixes and
+// registers; displacements and immediates aside), at most `limit`.
+std::vector<vmm::soft::Decoded> distinct_encodings(std::filesystem::path const& elf, size_t limit);
+
+// Those of them that are of class Plain.
 std::vector<vmm::soft::Decoded> plain_encodings(std::filesystem::path const& elf, size_t limit);
 
 } // namespace coffer::tests

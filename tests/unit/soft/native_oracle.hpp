@@ -14,18 +14,28 @@ struct OracleState {
     alignas(16) std::array<uint8_t, 512> fxsave{};
 };
 
-// Memory operands must lie in host memory. Nothing where the host raised an exception. Not thread-safe; the code must
-// be plain instructions only, and must not transfer control.
+struct OracleFault {
+    unsigned vector;
+    size_t offset; // of the instruction within the code
+};
+
+// Memory operands must lie in host memory; RSP, too, where the code uses the stack. The code is plain and stack
+// instructions and jumps within it. Not thread-safe, one object at a time.
 class NativeOracle {
 public:
-    NativeOracle();
+    // `gs_base`: of the thread, for the life of the object (the C library uses FS alone).
+    explicit NativeOracle(uint64_t gs_base = 0);
     ~NativeOracle();
     NativeOracle(NativeOracle const&) = delete;
     NativeOracle& operator=(NativeOracle const&) = delete;
-    bool run(std::span<uint8_t const> code, OracleState& state);
+    // Where run() will put the code; below 2 GiB.
+    uint64_t code_address() const;
+    // The fault is the host's exception, with the state that it met.
+    std::optional<OracleFault> run(std::span<uint8_t const> code, OracleState& state);
 
 private:
     uint8_t* m_page;
+    size_t m_prologue = 0;
     void* m_signal_stack;
 };
 
