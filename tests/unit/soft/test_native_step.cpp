@@ -155,6 +155,13 @@ TEST_F(NativeStepTest, LegacyEncodings) {
     EXPECT_EQ(reg(Gpr::Rax), 1u);
 }
 
+// With the prefix that 16-bit operands need on the host, CLFLUSH would be CLFLUSHOPT.
+TEST_F(NativeStepTest, NoSizePrefixWhereItMeansSomethingElse) {
+    EXPECT_FALSE(run(16, {0x0F, 0xAE, 0x3F})); // clflush [bx]
+    EXPECT_FALSE(run(16, {0x0F, 0xAE, 0xF8})); // sfence
+    EXPECT_FALSE(run(16, {0x0F, 0xC7, 0x0F})); // cmpxchg8b [bx]
+}
+
 TEST_F(NativeStepTest, Lea) {
     reg(Gpr::R13) = 0x10;
     reg(Gpr::R14) = 0x100;

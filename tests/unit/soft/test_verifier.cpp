@@ -94,5 +94,62 @@ TEST(Verifier, ExitsNeedAKnownSite) {
     EXPECT_TRUE(verify_block(made, false, unknown));
 }
 
+// What the allow-list lets through, in whatever mode and with whatever prefixes, comes out as something that the
+// verifier explains: else a guest could end its VM.
+TEST(Verifier, ExplainsEveryPlainEncoding) {
+    std::vector<std::vector<uint8_t>> prefixes;
+    for (std::vector<uint8_t> const& legacy : std::vector<std::vector<uint8_t>>{{},
+                                                                                {0x66},
+                                                                                {0xF2},
+                                                                                {0xF3},
+                                                                                {0x66, 0xF2},
+                                                                                {0xF3, 0x66},
+                                                                                {0xF0},
+                                                                                {0xF0, 0x66},
+                                                                                {0x67},
+                                                                                {0x67, 0x66},
+                                                                                {0x64}})
+        for (int rex : {0, 0x40, 0x48, 0x4D}) {
+            prefixes.push_back(legacy);
+            if (rex) prefixes.back().push_back(static_cast<uint8_t>(rex));
+        }
+    std::vector<uint8_t> const modrms{0x04, 0x0B, 0x15, 0x1C, 0x23, 0x2E, 0x37, 0x3F, 0x46, 0x8D, 0xC1, 0xCC,
+                                      0xD3, 0xDE, 0xE5, 0xEC, 0xF7, 0xFC, 0xE0, 0xF0, 0xC8, 0xD0, 0xD8, 0xE8};
+    size_t plain = 0, failed = 0;
+    Decoded d{};
+    for (unsigned bits : {16U, 32U, 64U})
+        for (auto const& prefix : prefixes) {
+            bool rex = !prefix.empty() && (prefix.back() & 0xF0) == 0x40;
+            if (rex && bits != 64) continue;
+            for (int map = 0; map < 4; ++map)
+                for (unsigned opcode = 0; opcode < 256; ++opcode)
+                    for (uint8_t modrm : modrms) {
+                        std::array<uint8_t, 15> code{};
+                        size_t n = 0;
+                        for (uint8_t byte : prefix) code[n++] = byte;
+                        if (map > 0) code[n++] = 0x0F;
+                        if (map > 1) code[n++] = map == 2 ? 0x38 : 0x3A;
+                        code[n++] = static_cast<uint8_t>(opcode);
+                        code[n] = modrm;
+                        if (decode(bits, code, d) != DecodeStatus::Ok || d.cls != InsnClass::Plain) continue;
+                        ++plain;
+                        std::array<uint8_t, 256> made{};
+                        Emitter e(made.data(), made.size());
+                        emit_plain(e, d, 0x1000, k_layout.spare);
+                        e.jump_state(k_layout.exit);
+                        auto out = std::span<uint8_t const>(made).first(e.size());
+                        if (auto refused = verify_step(out, k_layout, d.memory.size); refused && ++failed < 20) {
+                            std::string text;
+                            for (uint8_t byte : std::span(d.bytes).first(d.length()))
+                                text += fmt::format("{:02x}", byte);
+                            ADD_FAILURE() << bits << " bits, " << text << " " << ZydisMnemonicGetString(d.insn.mnemonic)
+                                          << ": " << refused->reason;
+                        }
+                    }
+        }
+    EXPECT_EQ(failed, 0u);
+    EXPECT_GT(plain, 100'000u);
+}
+
 } // namespace
 } // namespace coffer::tests

@@ -52,7 +52,7 @@ Encoding parse(Decoded const& d) {
     if (d.code_bits != 16 || vector_isa(insn))
         enc.size66 = has66;
     else
-        enc.size66 = mandatory66 || insn.operand_width == 16;
+        enc.size66 = mandatory66 || (insn.operand_width == 16 && insn.mnemonic != ZYDIS_MNEMONIC_CLFLUSH);
     if (insn.attributes & ZYDIS_ATTRIB_HAS_REX) {
         enc.w = insn.raw.rex.W != 0;
         enc.rex_r = insn.raw.rex.R;
