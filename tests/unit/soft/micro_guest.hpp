@@ -103,7 +103,9 @@ public:
         mmio.emplace_back(true, to.value(), from.size(), load_le_sized(from));
     }
 
-    void put(uint64_t gpa, Bytes bytes) { std::memcpy(ram + gpa, bytes.data(), bytes.size()); }
+    void put(uint64_t gpa, Bytes bytes) {
+        if (!bytes.empty()) std::memcpy(ram + gpa, bytes.data(), bytes.size());
+    }
     template <class T>
     void put_value(uint64_t gpa, T value) {
         std::memcpy(ram + gpa, &value, sizeof value);
