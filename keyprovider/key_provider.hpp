@@ -4,8 +4,10 @@
 
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "base/bytes.hpp"
+#include "base/clock.hpp"
 #include "base/result.hpp"
 #include "base/uuid.hpp"
 #include "crypto/keys.hpp"
@@ -36,6 +38,32 @@ struct WrappedKey {
     ByteVector bytes;
 };
 
+// One step of a provider's test, for a user to read.
+struct ProviderTestStep {
+    std::string name;
+    Nanoseconds time = 0;
+    bool failed = false;
+    std::string text; // what was found, or why it failed
+
+    template <class V>
+    void fields(V& v) {
+        v.required(1, name);
+        v.required(2, time);
+        v.required(3, failed);
+        v.required(4, text);
+    }
+};
+
+// Runs `step`, which gives a Result<std::string>, and notes what came of it. Whether it succeeded.
+template <class Step>
+bool run_test_step(std::vector<ProviderTestStep>& steps, std::string name, Step&& step) {
+    auto const begun = monotonic_now();
+    Result<std::string> result = step();
+    bool const ok = result.has_value();
+    steps.push_back({std::move(name), monotonic_now() - begun, !ok, ok ? *result : result.error().message()});
+    return ok;
+}
+
 // Not thread-safe.
 class KeyProvider {
 public:
@@ -50,6 +78,9 @@ public:
     // KeyUnavailable as above; Integrity where the wrapped bytes were changed or another KEK wrapped them. What the
     // key is used for is bound by the home's `keys` file, which authenticates its whole header under the bundle key.
     virtual Result<crypto::BundleKey> unwrap(KeyId const& kek, WrappedKey const& wrapped) = 0;
+
+    // Does with a throw-away key what a VM's key needs. Ends at the first step that the next ones depend on.
+    virtual std::vector<ProviderTestStep> test();
 };
 
 } // namespace coffer

@@ -8,9 +8,9 @@
 
 #include "base/clock.hpp"
 #include "base/file.hpp"
-#include "base/tagged.hpp"
-#include "crypto/mac.hpp"
 #include "crypto/random.hpp"
+#include "keyprovider/checked_file.hpp"
+#include "keyprovider/kmip/kmip_provider.hpp"
 #include "keyprovider/native/native_provider.hpp"
 
 namespace coffer {
@@ -19,12 +19,10 @@ namespace {
 
 namespace fs = std::filesystem;
 
-// The descriptor: magic, version, size of the fields, fields, SHA-256 over all before it.
 constexpr std::string_view k_descriptor = "provider";
-constexpr std::string_view k_magic = "COFRPROV";
-constexpr uint32_t k_version = 1;
-constexpr size_t k_prefix_size = 16;
-constexpr size_t k_max_descriptor = 4096;
+constexpr CheckedFileFormat k_format{"COFRPROV", 1, 4096};
+// The text of a UUID, and a line end.
+constexpr std::string_view k_default_file = "default";
 constexpr size_t k_max_name = 128;
 
 Result<void> check_name(std::string_view name) {
@@ -37,41 +35,13 @@ Result<void> check_name(std::string_view name) {
     return {};
 }
 
-Result<void> write_descriptor(fs::path const& folder, ProviderInfo const& info) {
-    auto fields = encode_fields(info);
-    ByteVector file(k_prefix_size);
-    std::memcpy(file.data(), k_magic.data(), k_magic.size());
-    store_le<uint32_t>(file, 8, k_version);
-    store_le<uint32_t>(file, 12, static_cast<uint32_t>(fields.size()));
-    append(file, fields);
-    auto digest = TRY(crypto::sha256({file}));
-    append(file, digest);
-    return replace_file(folder / k_descriptor, file);
-}
-
 Result<ProviderInfo> read_descriptor(fs::path const& folder, Uuid const& id) {
     auto path = folder / k_descriptor;
-    auto damaged = [&] {
-        return make_error(ErrorCode::Integrity,
-                          "{}: the provider's description was changed or damaged; put back an "
-                          "intact copy",
-                          path.native());
-    };
-    auto file = read_file(path, k_max_descriptor);
-    if (!file && file.error().code() == ErrorCode::Corrupt) return damaged();
-    if (!file) return std::move(file).error();
-    Bytes const bytes = *file;
-    if (bytes.size() < k_prefix_size + crypto::k_digest_size ||
-        std::memcmp(bytes.data(), k_magic.data(), k_magic.size()) != 0 || load_le<uint32_t>(bytes, 8) != k_version ||
-        load_le<uint32_t>(bytes, 12) != bytes.size() - k_prefix_size - crypto::k_digest_size)
-        return damaged();
-    Bytes const checked = bytes.first(bytes.size() - crypto::k_digest_size);
-    auto digest = TRY(crypto::sha256({checked}));
+    auto fields = TRY(read_checked_file(path, k_format));
     ProviderInfo info;
-    if (!crypto::equal_in_constant_time(digest, bytes.last(digest.size())) ||
-        !decode_fields(checked.subspan(k_prefix_size), info) || info.id != id || !check_name(info.name) ||
-        info.kind != ProviderKind::Native)
-        return damaged();
+    if (!decode_fields(fields, info) || info.id != id || !check_name(info.name) ||
+        (info.kind != ProviderKind::Native && info.kind != ProviderKind::Kmip))
+        return damaged_provider_file(path);
     return info;
 }
 
@@ -80,6 +50,7 @@ Result<ProviderInfo> read_descriptor(fs::path const& folder, Uuid const& id) {
 std::string_view to_string(ProviderKind kind) noexcept {
     switch (kind) {
     case ProviderKind::Native: return "native";
+    case ProviderKind::Kmip: return "kmip";
     }
     return "unknown";
 }
@@ -118,23 +89,21 @@ Result<ProviderInfo> ProviderRegistry::find(Uuid const& id) const {
     return read_descriptor(folder, id);
 }
 
-Result<ProviderInfo> ProviderRegistry::add_native(std::string_view name, crypto::SecretBytes const* passphrase) const {
-    TRY(check_name(name));
-    for (auto const& info : TRY(list()))
-        if (info.name == name)
-            return make_error(ErrorCode::AlreadyExists, "there is a key provider '{}' already ({})", name,
-                              info.id.to_string());
-    ProviderInfo info;
+template <class Fill>
+Result<ProviderInfo> ProviderRegistry::add(ProviderInfo info, Fill fill) const {
+    TRY(check_name(info.name));
+    for (auto const& other : TRY(list()))
+        if (other.name == info.name)
+            return make_error(ErrorCode::AlreadyExists, "there is a key provider '{}' already ({})", info.name,
+                              other.id.to_string());
     info.id = TRY(crypto::random_uuid());
-    info.name = name;
-    info.needs_passphrase = passphrase != nullptr;
     info.created = wall_clock_seconds();
     TRY(make_folders(m_folder));
     auto making = m_folder / ("." + info.id.to_string() + ".new");
     TRY(make_folders(making));
     auto made = [&]() -> Result<void> {
-        TRY(NativeProvider::create(making, info.id, passphrase));
-        TRY(write_descriptor(making, info));
+        TRY(fill(making, info.id));
+        TRY(write_checked_file(making / k_descriptor, k_format, encode_fields(info)));
         auto folder = folder_of(info.id);
         if (::renameat2(AT_FDCWD, making.c_str(), AT_FDCWD, folder.c_str(), RENAME_NOREPLACE) != 0)
             return errno_error(errno, fmt::format("cannot rename {} to {}", making.native(), folder.native()));
@@ -148,8 +117,64 @@ Result<ProviderInfo> ProviderRegistry::add_native(std::string_view name, crypto:
     return info;
 }
 
-Result<std::unique_ptr<KeyProvider>> ProviderRegistry::open(Uuid const& id, PassphraseSource passphrase) const {
+Result<ProviderInfo> ProviderRegistry::add_native(std::string_view name, crypto::SecretBytes const* passphrase) const {
+    ProviderInfo info;
+    info.name = name;
+    info.needs_passphrase = passphrase != nullptr;
+    return add(std::move(info),
+               [&](fs::path const& folder, Uuid const& id) { return NativeProvider::create(folder, id, passphrase); });
+}
+
+Result<ProviderInfo> ProviderRegistry::add_kmip(std::string_view name, kmip::KmipConfig const& config,
+                                                crypto::SecretBytes const& client_key) const {
+    ProviderInfo info;
+    info.name = name;
+    info.kind = ProviderKind::Kmip;
+    return add(std::move(info),
+               [&](fs::path const& folder, Uuid const&) { return kmip::write_config(folder, config, client_key); });
+}
+
+Result<std::optional<Uuid>> ProviderRegistry::default_provider() const {
+    constexpr size_t k_text_size = 36;
+    auto path = m_folder / k_default_file;
+    auto content = read_file(path, k_text_size + 1);
+    if (!content && content.error().code() == ErrorCode::NotFound) return std::optional<Uuid>();
+    auto bytes = TRY(std::move(content));
+    std::string text;
+    for (std::byte b : bytes) text += static_cast<char>(b);
+    auto id = Uuid::parse(std::string_view(text).substr(0, k_text_size));
+    if (!id) return damaged_provider_file(path);
+    std::error_code ignored;
+    return fs::is_directory(folder_of(*id), ignored) ? id : std::nullopt;
+}
+
+Result<void> ProviderRegistry::set_default(Uuid const& id) const {
+    TRY(find(id));
+    return replace_file(m_folder / k_default_file, as_bytes(id.to_string() + "\n"));
+}
+
+Result<void> ProviderRegistry::remove(Uuid const& id) const {
+    auto folder = folder_of(id);
+    auto removing = m_folder / ("." + id.to_string() + ".old");
+    // Gone at once for everyone else, whatever happens to its files then.
+    if (::rename(folder.c_str(), removing.c_str()) != 0)
+        return errno_error(errno, fmt::format("cannot remove {}", folder.native()));
+    TRY(sync_folder(m_folder));
+    std::error_code error;
+    fs::remove_all(removing, error);
+    if (error) return make_error(ErrorCode::Io, "cannot remove {}: {}", removing.native(), error.message());
+    return sync_folder(m_folder);
+}
+
+Result<std::unique_ptr<KeyProvider>> ProviderRegistry::open(Uuid const& id, PassphraseSource passphrase,
+                                                            kmip::Resolver resolver) const {
     auto info = TRY(find(id));
+    if (info.kind == ProviderKind::Kmip) {
+        auto config = TRY(kmip_config(id));
+        auto client = TRY(kmip::open_client(folder_of(id), config, std::move(resolver)));
+        return std::unique_ptr<KeyProvider>(
+            std::make_unique<kmip::KmipProvider>(id, std::move(client), config.wrap_at_server));
+    }
     auto named = [name = info.name, ask = std::move(passphrase)](std::string_view) {
         return ask(fmt::format("passphrase of key provider '{}'", name));
     };

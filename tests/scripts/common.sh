@@ -3,11 +3,12 @@
 # What compiling, and the firmware that guests boot, need of Debian 12.
 build_packages=(
     g++ meson ninja-build pkg-config acpica-tools
-    libcli11-dev libfmt-dev libgmock-dev libgtest-dev libseccomp-dev libssl-dev libtpms-dev libzydis-dev
+    libboost-dev libcli11-dev libfmt-dev libgmock-dev libgtest-dev libseccomp-dev libssl-dev libtpms-dev libzydis-dev
     nlohmann-json3-dev ovmf
 )
-# What tests compare guests and the software CPU with, and what unpacks the kernel for that.
-test_packages=(busybox-static lz4)
+# What tests compare guests and the software CPU with, and what unpacks the kernel for that; a KMIP server, and
+# certificates for it.
+test_packages=(busybox-static lz4 openssl python3-pykmip)
 # What images/build-demo-guest needs on the host; the guest's own packages it fetches by itself.
 image_packages=(apt binutils dosfstools mtools python3 tar zstd)
 

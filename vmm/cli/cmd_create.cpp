@@ -95,10 +95,11 @@ Result<ByteVector> choose_firmware(CreateOptions const& options, vmm::VmConfig& 
     return variables;
 }
 
-// The provider that was named, or the only one there is.
+// The provider that was named, the default, or the only one there is.
 Result<std::optional<ProviderInfo>> choose_provider(ProviderRegistry const& registry, CreateOptions const& options) {
     if (!options.provider.empty()) return std::optional(TRY(registry.find(options.provider)));
     if (options.tpm == "none") return std::optional<ProviderInfo>();
+    if (auto chosen = TRY(registry.default_provider())) return std::optional(TRY(registry.find(*chosen)));
     auto providers = TRY(registry.list());
     if (providers.size() == 1) return std::optional(std::move(providers.front()));
     if (providers.empty())
@@ -107,7 +108,9 @@ Result<std::optional<ProviderInfo>> choose_provider(ProviderRegistry const& regi
                           "NAME' first, or give --tpm none for a VM without TPM in an unencrypted home");
     std::string names;
     for (auto const& info : providers) names += fmt::format("{}'{}'", names.empty() ? "" : ", ", info.name);
-    return make_error(ErrorCode::InvalidArgument, "there are several key providers: say with --provider which of {}",
+    return make_error(ErrorCode::InvalidArgument,
+                      "there are several key providers: say with --provider which of {}, or choose one with 'coffer "
+                      "provider default'",
                       names);
 }
 
@@ -152,7 +155,7 @@ Result<int> create(Context const& context, CreateOptions const& options) {
                                provider->name, vmm::to_string(config.tpm)));
     else
         print_line(fmt::format("created VM '{}', unencrypted, without TPM", config.name));
-    if (provider && !provider->needs_passphrase) print_line(unprotected_provider_warning(provider->name));
+    if (provider && provider->keys_on_disk()) print_line(unprotected_provider_warning(provider->name));
     return to_int(ExitCode::Ok);
 }
 
@@ -176,7 +179,7 @@ void register_create(CLI::App& app, Context& context) {
                      "The TPM's PCR banks: a list of sha1, sha256, sha384 and sha512 [all of them]")
         ->type_name("LIST");
     verb->add_option("--provider", options->provider,
-                     "The key provider that the home is encrypted under [the only one there is]")
+                     "The key provider that the home is encrypted under [the default, or the only one there is]")
         ->type_name("NAME");
     verb->add_flag("--secure-boot", options->secure_boot, "Start with Microsoft's secure boot keys enrolled");
     auto* firmware = verb->add_option("--firmware", options->firmware, "UEFI firmware code image [Debian's ovmf]")

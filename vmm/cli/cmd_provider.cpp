@@ -1,9 +1,9 @@
-// coffer provider add native NAME, coffer provider list
+// coffer provider add native NAME, coffer provider list; the rest of it is in files of its own
 #include <CLI/CLI.hpp>
 #include <nlohmann/json.hpp>
 
 #include "crypto/mac.hpp"
-#include "vmm/cli/context.hpp"
+#include "vmm/cli/cmd_provider.hpp"
 #include "vmm/cli/exit_codes.hpp"
 #include "vmm/cli/wording.hpp"
 #include "vmm/home/passphrase.hpp"
@@ -36,13 +36,15 @@ Result<int> add_native(Context const& context, AddOptions const& options) {
         passphrase = TRY(ask_twice());
     auto info = TRY(registry.add_native(options.name, passphrase ? &*passphrase : nullptr));
     print_line(fmt::format("added native key provider '{}' ({})", info.name, info.id.to_string()));
-    if (!info.needs_passphrase) print_line(unprotected_provider_warning(info.name));
+    if (info.keys_on_disk()) print_line(unprotected_provider_warning(info.name));
     return to_int(ExitCode::Ok);
 }
 
 Result<int> list(Context const& context, bool json) {
     auto root = TRY(context.root());
-    auto providers = TRY(ProviderRegistry(root.providers()).list());
+    ProviderRegistry const registry(root.providers());
+    auto providers = TRY(registry.list());
+    auto chosen = TRY(registry.default_provider());
     if (json) {
         auto array = nlohmann::json::array();
         for (auto const& info : providers)
@@ -50,13 +52,17 @@ Result<int> list(Context const& context, bool json) {
                              {"id", info.id.to_string()},
                              {"kind", to_string(info.kind)},
                              {"passphrase", info.needs_passphrase},
-                             {"created", info.created}});
+                             {"created", info.created},
+                             {"default", chosen == info.id}});
         print_line(dump(array));
         return to_int(ExitCode::Ok);
     }
     for (auto const& info : providers)
-        print_line(fmt::format("{}  {}  {}  {}", info.id.to_string(), to_string(info.kind),
-                               info.needs_passphrase ? "passphrase   " : "no passphrase", info.name));
+        print_line(fmt::format("{}  {:<6}  {:<13}  {}{}", info.id.to_string(), to_string(info.kind),
+                               info.kind == ProviderKind::Kmip ? "key server"
+                               : info.needs_passphrase         ? "passphrase"
+                                                               : "no passphrase",
+                               info.name, chosen == info.id ? " (default)" : ""));
     return to_int(ExitCode::Ok);
 }
 
@@ -76,6 +82,9 @@ void register_provider(CLI::App& app, Context& context) {
         ->excludes("--passphrase-fd");
     native->callback(
         [&context, options] { context.action = [&context, options] { return add_native(context, *options); }; });
+
+    register_provider_kmip(*add, context);
+    register_provider_manage(*provider, context);
 
     auto* list_verb = provider->add_subcommand("list", "List key providers");
     auto json = std::make_shared<bool>(false);

@@ -61,7 +61,7 @@ void print_status(VmStatus const& status) {
         for (auto const& file : status.summary->files)
             print_row("file", fmt::format("{}: {}, writing {}, {}", file.name, format_size(file.content_size),
                                           file.generation, format_time(file.written)));
-    if (status.provider && !status.provider->needs_passphrase)
+    if (status.provider && status.provider->keys_on_disk())
         print_line(unprotected_provider_warning(status.provider->name));
 }
 

@@ -112,6 +112,17 @@ Result<HomeSeal> KeeperProcess::make_seal(Uuid const& provider, std::string cons
     return HomeSeal{provider, std::move(key_id), {std::move(wrapped.wrapped)}, std::move(*request.key)};
 }
 
+Result<std::vector<ProviderTestStep>> KeeperProcess::test(Uuid const& provider) {
+    keeper::Message request{keeper::MessageType::Test, m_next_number++, std::nullopt,
+                            encode_fields(keeper::TestRequest{provider})};
+    auto answer = TRY(exchange(m_socket.get(), request, keeper::MessageType::Tested));
+    keeper::TestAnswer tested;
+    TRY(decode_fields(answer.fields, tested));
+    if (tested.steps.empty() || tested.steps.size() > keeper::k_max_steps)
+        return make_error(ErrorCode::Corrupt, "the keeper process gave {} steps of a test", tested.steps.size());
+    return std::move(tested.steps);
+}
+
 Result<std::unique_ptr<HomeSession>> unlock_home(HomeLocation const& location, KeeperOptions const& options,
                                                  HomeAccess access) {
     return open_home(location, access, [&](BundleHeader const& header) -> Result<crypto::BundleKey> {

@@ -28,6 +28,9 @@ public:
     // A fresh bundle key under a fresh KEK of the provider; `label` is the VM's name.
     Result<HomeSeal> make_seal(Uuid const& provider, std::string const& label);
 
+    // KeyProvider::test() of the provider, for a user to read; at least one step.
+    Result<std::vector<ProviderTestStep>> test(Uuid const& provider);
+
     pid_t pid() const noexcept { return m_pid; }
 
 private:

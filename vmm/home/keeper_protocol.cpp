@@ -24,6 +24,8 @@ bool is_known(MessageType type) noexcept {
     case MessageType::Unwrap:
     case MessageType::Wrapped:
     case MessageType::Unwrapped:
+    case MessageType::Test:
+    case MessageType::Tested:
     case MessageType::Failed: return true;
     }
     return false;

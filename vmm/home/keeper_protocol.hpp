@@ -21,6 +21,7 @@
 #include "base/uuid.hpp"
 #include "crypto/keys.hpp"
 #include "crypto/secret.hpp"
+#include "keyprovider/key_provider.hpp"
 
 namespace coffer::vmm::keeper {
 
@@ -29,8 +30,10 @@ constexpr size_t k_max_message = 16 + 8192;
 enum class MessageType : uint16_t {
     Wrap = 1,           // bundle key, WrapRequest -> Wrapped
     Unwrap = 2,         // UnwrapRequest -> Unwrapped
+    Test = 3,           // TestRequest -> Tested
     Wrapped = 0x8001,   // WrapAnswer
     Unwrapped = 0x8002, // bundle key
+    Tested = 0x8003,    // TestAnswer
     Failed = 0xFFFF,    // Failure
 };
 
@@ -66,6 +69,27 @@ struct UnwrapRequest {
         v.required(1, provider);
         v.required(2, key_id);
         v.required(3, wrapped);
+    }
+};
+
+struct TestRequest {
+    Uuid provider;
+
+    template <class V>
+    void fields(V& v) {
+        v.required(1, provider);
+    }
+};
+
+constexpr size_t k_max_steps = 16;
+constexpr size_t k_max_step_text = 400; // so that all of them fit a message
+
+struct TestAnswer {
+    std::vector<ProviderTestStep> steps;
+
+    template <class V>
+    void fields(V& v) {
+        v.required(1, steps);
     }
 };
 

@@ -7,13 +7,14 @@
 #include <seccomp.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/socket.h>
 
 namespace coffer::vmm::keeper {
 
 namespace {
 
-// The native provider, OpenSSL and the C++ runtime after start. No sockets are made, no programs or threads started,
-// no files written, no other process looked at.
+// The native provider, OpenSSL and the C++ runtime after start. No programs or threads are started, no files written,
+// no other process looked at.
 constexpr std::array k_allowed = {
     // descriptors
     SCMP_SYS(read), SCMP_SYS(pread64), SCMP_SYS(write), SCMP_SYS(writev), SCMP_SYS(close), SCMP_SYS(lseek),
@@ -34,13 +35,20 @@ constexpr std::array k_allowed = {
     SCMP_SYS(rt_sigprocmask), SCMP_SYS(rt_sigreturn), SCMP_SYS(sigaltstack), SCMP_SYS(restart_syscall),
     SCMP_SYS(tgkill), SCMP_SYS(exit), SCMP_SYS(exit_group)};
 
+// Clients of key servers: TCP, and what Boost.Asio waits with. Nothing listens, and no other kind of socket is made.
+constexpr std::array k_allowed_for_tcp = {
+    SCMP_SYS(connect),      SCMP_SYS(getsockopt),    SCMP_SYS(setsockopt),     SCMP_SYS(getpeername),
+    SCMP_SYS(getsockname),  SCMP_SYS(shutdown),      SCMP_SYS(recvmsg),        SCMP_SYS(sendmsg),
+    SCMP_SYS(epoll_create), SCMP_SYS(epoll_create1), SCMP_SYS(epoll_ctl),      SCMP_SYS(epoll_wait),
+    SCMP_SYS(epoll_pwait),  SCMP_SYS(eventfd2),      SCMP_SYS(timerfd_create), SCMP_SYS(timerfd_settime)};
+
 struct ReleaseFilter {
     void operator()(void* filter) const noexcept { ::seccomp_release(filter); }
 };
 
 } // namespace
 
-Result<void> enter_sandbox() {
+Result<void> enter_sandbox(Network network) {
     std::unique_ptr<void, ReleaseFilter> filter(::seccomp_init(SCMP_ACT_KILL_PROCESS));
     if (!filter) return make_error(ErrorCode::Unsupported, "cannot make a seccomp filter");
     auto* context = filter.get();
@@ -65,6 +73,15 @@ Result<void> enter_sandbox() {
     // The terminal's settings, and whether a descriptor is a terminal.
     for (uint64_t request : {uint64_t{TCGETS}, uint64_t{TCSETS}, uint64_t{TCSETSW}, uint64_t{TCSETSF}})
         allow_if(SCMP_SYS(ioctl), equal_to(1, request));
+    if (network == Network::TcpClient) {
+        for (int call : k_allowed_for_tcp) allow(call);
+        for (uint64_t family : {uint64_t{AF_INET}, uint64_t{AF_INET6}}) {
+            // SOCK_NONBLOCK and SOCK_CLOEXEC stand in the same argument, above the type.
+            std::array const stream{equal_to(0, family), scmp_arg_cmp{1, SCMP_CMP_MASKED_EQ, 0xF, SOCK_STREAM}};
+            keep(::seccomp_rule_add_array(context, SCMP_ACT_ALLOW, SCMP_SYS(socket), stream.size(), stream.data()));
+        }
+        allow_if(SCMP_SYS(ioctl), equal_to(1, FIONBIO));
+    }
     // Limits may be read, not set.
     allow_if(SCMP_SYS(prlimit64), equal_to(2, 0));
     if (failed != 0) return errno_error(failed, "cannot build the keeper's seccomp filter");

@@ -1,5 +1,6 @@
 #include "vmm/home/keeper_server.hpp"
 
+#include <algorithm>
 #include <map>
 #include <string_view>
 
@@ -8,6 +9,7 @@
 #include "keyprovider/registry.hpp"
 #include "vmm/home/keeper_arguments.hpp"
 #include "vmm/home/keeper_protocol.hpp"
+#include "vmm/home/keeper_resolver.hpp"
 #include "vmm/home/keeper_sandbox.hpp"
 #include "vmm/home/passphrase.hpp"
 #include "vmm/home/process_hygiene.hpp"
@@ -18,7 +20,8 @@ namespace {
 
 class Keeper {
 public:
-    explicit Keeper(Settings const& settings) : m_settings(settings), m_registry(settings.providers) {}
+    explicit Keeper(Settings const& settings, kmip::Resolver resolver)
+        : m_settings(settings), m_registry(settings.providers), m_resolver(std::move(resolver)) {}
 
     Message answer(Message const& request) {
         auto answered = handle(request);
@@ -31,6 +34,7 @@ private:
     Result<Message> handle(Message const& request) {
         if (request.type == MessageType::Wrap) return wrap(request);
         if (request.type == MessageType::Unwrap) return unwrap(request);
+        if (request.type == MessageType::Test) return test(request);
         return make_error(ErrorCode::Corrupt, "the keeper was asked something that is no request");
     }
 
@@ -53,10 +57,21 @@ private:
         return Message{MessageType::Unwrapped, 0, std::move(key), {}};
     }
 
+    Result<Message> test(Message const& request) {
+        TestRequest wanted;
+        TRY(decode_fields(request.fields, wanted));
+        auto* opened = TRY(provider(wanted.provider));
+        TestAnswer answer{opened->test()};
+        for (auto& step : answer.steps) step.text.resize(std::min(step.text.size(), k_max_step_text));
+        return Message{MessageType::Tested, 0, std::nullopt, encode_fields(std::move(answer))};
+    }
+
     // Providers stay open, so that several homes of one provider ask for its passphrase once.
     Result<KeyProvider*> provider(Uuid const& id) {
         auto& slot = m_open[id];
-        if (!slot) slot = TRY(m_registry.open(id, [this](std::string_view what) { return passphrase(what); }));
+        if (!slot)
+            slot = TRY(m_registry.open(
+                id, [this](std::string_view what) { return passphrase(what); }, m_resolver));
         return slot.get();
     }
 
@@ -69,13 +84,21 @@ private:
 
     Settings m_settings;
     ProviderRegistry m_registry;
+    kmip::Resolver m_resolver;
     std::map<Uuid, std::unique_ptr<KeyProvider>> m_open;
 };
 
+// A registry that cannot be read is reported by the request that needs it.
+bool has_key_servers(Settings const& settings) {
+    auto providers = ProviderRegistry(settings.providers).list();
+    return providers && std::any_of(providers->begin(), providers->end(),
+                                    [](auto const& info) { return info.kind == ProviderKind::Kmip; });
+}
+
 } // namespace
 
-Result<void> serve(Settings const& settings) {
-    Keeper keeper(settings);
+Result<void> serve(Settings const& settings, kmip::Resolver resolver) {
+    Keeper keeper(settings, std::move(resolver));
     for (;;) {
         auto request = TRY(receive(settings.socket));
         if (!request) return {};
@@ -87,9 +110,15 @@ int keeper_main(int argc, char** argv) noexcept {
     auto run = [&]() -> Result<void> {
         auto settings = TRY(parse_arguments(argc, argv));
         TRY(forbid_dumps());
+        if (!has_key_servers(settings)) {
+            TRY(crypto::init_secret_memory());
+            TRY(enter_sandbox(Network::None));
+            return serve(settings, kmip::resolve_here);
+        }
+        auto resolver = TRY(ResolverProcess::start());
         TRY(crypto::init_secret_memory());
-        TRY(enter_sandbox());
-        return serve(settings);
+        TRY(enter_sandbox(Network::TcpClient));
+        return serve(settings, [&resolver](std::string const& host) { return resolver.resolve(host); });
     };
     if (auto served = run(); !served) {
         log::error("keeper: {}", served.error().message());

@@ -5,6 +5,7 @@
 #include <filesystem>
 
 #include "base/result.hpp"
+#include "keyprovider/kmip/client/endpoint.hpp"
 
 namespace coffer::vmm::keeper {
 
@@ -17,7 +18,8 @@ struct Settings {
 
 // Answers until the other end is closed. An error means that the other end broke the protocol; failures of providers
 // are answers.
-Result<void> serve(Settings const& settings);
+// `resolver` finds the addresses of key servers.
+Result<void> serve(Settings const& settings, kmip::Resolver resolver = kmip::resolve_here);
 
 // What the hidden verb `coffer keeper` runs: argv is as start_keeper() (keeper_client.hpp) makes it. Gives the exit
 // code.

@@ -106,7 +106,12 @@ TEST_F(Cli, EveryVerbHasHelp) {
                                           {"provider"},
                                           {"provider", "add"},
                                           {"provider", "add", "native"},
+                                          {"provider", "add", "kmip"},
                                           {"provider", "list"},
+                                          {"provider", "show"},
+                                          {"provider", "test"},
+                                          {"provider", "default"},
+                                          {"provider", "remove"},
                                           {"create"},
                                           {"list"},
                                           {"show"},
@@ -326,6 +331,55 @@ TEST_F(Cli, ClearAsksUnlessToldAndClears) {
     ok({"tpm", "clear", "vm", "--yes"});
     EXPECT_NE(read_text(home("vm") / "tpm"), state);
     EXPECT_EQ(tpm("vm")["ek"], before);
+}
+
+TEST_F(Cli, ProvidersAreChosenTestedAndRemoved) {
+    ok({"provider", "add", "native", "one"});
+    ok({"provider", "add", "native", "two", "--passphrase-fd", "0"}, "correct horse\n");
+    refused(ExitCode::Usage, "provider default", create("vm"));
+    refused(ExitCode::NotFound, "'three'", {"provider", "default", "three"});
+    ok({"provider", "default", "one"});
+    ok(create("vm"));
+    EXPECT_EQ(show("vm")["provider"]["name"], "one");
+    auto shown = nlohmann::json::parse(coffer({"provider", "show", "one", "--json"}).out);
+    EXPECT_EQ(shown["vms"], nlohmann::json::array({"vm"}));
+    EXPECT_EQ(shown["default"], true);
+    EXPECT_NE(coffer({"provider", "list"}).out.find("one (default)"), std::string::npos);
+
+    auto steps = nlohmann::json::parse(coffer({"provider", "test", "one", "--json"}).out);
+    ASSERT_EQ(steps.size(), 3U);
+    for (auto const& step : steps) EXPECT_EQ(step["ok"], true) << step;
+    ok({"provider", "test", "two", "--passphrase-fd", "0"}, "correct horse\n");
+    refused(ExitCode::NoAccess, "does not work", {"provider", "test", "two", "--passphrase-fd", "0"}, "wrong\n");
+
+    refused(ExitCode::Busy, "vm", {"provider", "remove", "one", "--yes"});
+    // A home that cannot be read may be anybody's.
+    std::ofstream(home("vm") / "keys", std::ios::app) << "more";
+    refused(ExitCode::Busy, "vm", {"provider", "remove", "two", "--yes"});
+    ok({"remove", "vm", "--yes"});
+    refused(ExitCode::Usage, "--yes", {"provider", "remove", "one"});
+    ok({"provider", "remove", "one", "--yes"});
+    refused(ExitCode::NotFound, "'one'", {"provider", "show", "one"});
+    // The default is gone with it, and one provider is left.
+    ok(create("vm2", {"--passphrase-fd", "0"}), "correct horse\n");
+}
+
+TEST_F(Cli, KmipProvidersWantUsableFiles) {
+    auto add = [&](std::vector<std::string> const& more) {
+        std::vector<std::string> arguments = {"provider",  "add",    "kmip",      "kms",   "--ca",
+                                              path("pem"), "--cert", path("pem"), "--key", path("pem")};
+        arguments.insert(arguments.end(), more.begin(), more.end());
+        return arguments;
+    };
+    refused(ExitCode::Usage, "--endpoint", add({}));
+    refused(ExitCode::NotFound, "pem", add({"--endpoint", "a:1"}));
+    std::ofstream(path("pem")) << "not a certificate";
+    refused(ExitCode::Usage, "--ca", add({"--endpoint", "a:1"}));
+    refused(ExitCode::Usage, "endpoint", add({"--endpoint", "a:b"}));
+    refused(ExitCode::Usage, "'3.0'", add({"--endpoint", "a:1", "--version", "3.0"}));
+    refused(ExitCode::Usage, "1.4", add({"--endpoint", "a:1", "--version", "1.2", "--wrap-at-server"}));
+    refused(ExitCode::Usage, "SHA-256", add({"--endpoint", "a:1", "--pin", "12"}));
+    EXPECT_EQ(coffer({"provider", "list", "--json"}).out, "[]\n");
 }
 
 TEST_F(Cli, RemoveAsksUnlessTold) {
