@@ -1,6 +1,7 @@
 // What the verifier of emitted code refuses.
 #include <gtest/gtest.h>
 
+#include "vmm/accel/soft/translate/block_builder.hpp"
 #include "vmm/accel/soft/translate/emitter.hpp"
 #include "vmm/accel/soft/translate/frame.hpp"
 #include "vmm/accel/soft/translate/reencode.hpp"
@@ -149,6 +150,48 @@ TEST(Verifier, ExplainsEveryPlainEncoding) {
         }
     EXPECT_EQ(failed, 0u);
     EXPECT_GT(plain, 100'000u);
+}
+
+// The same for whole blocks, of any class of instruction, at both privileges.
+TEST(Verifier, ExplainsEveryBlock) {
+    BlockBuilder builder;
+    std::deque<Site> sites;
+    std::vector<uint8_t> page(4096);
+    size_t built = 0, failed = 0;
+    for (unsigned bits : {32U, 64U})
+        for (std::vector<uint8_t> const& prefix : std::vector<std::vector<uint8_t>>{
+                 {}, {0x66}, {0xF2}, {0xF3}, {0xF0}, {0x67}, {0x65}, {0x48}, {0x4D}, {0x66, 0x4D}, {0xF0, 0x4D}})
+            for (int map = 0; map < 4; ++map)
+                for (unsigned opcode = 0; opcode < 256; ++opcode)
+                    for (uint8_t modrm : std::initializer_list<uint8_t>{0x04, 0x0B, 0x15, 0x26, 0x3F, 0x74, 0x8D, 0xC1,
+                                                                        0xCC, 0xD3, 0xE5, 0xF7, 0xFC}) {
+                        size_t n = 0;
+                        for (uint8_t byte : prefix) page[n++] = byte;
+                        if (map > 0) page[n++] = 0x0F;
+                        if (map > 1) page[n++] = map == 2 ? 0x38 : 0x3A;
+                        page[n++] = static_cast<uint8_t>(opcode);
+                        page[n++] = modrm;
+                        page[n++] = static_cast<uint8_t>(opcode * 7 + modrm); // SIB, displacement or immediate
+                        std::fill(page.begin() + static_cast<ptrdiff_t>(n), page.begin() + 16, uint8_t{0x90});
+                        Block block;
+                        block.second_page = k_no_page;
+                        BlockSource source;
+                        // The last bytes of the 32-bit address space, or user code far from the kernel's.
+                        source.rip = bits == 32 ? 0xFFFF'FFF0 : 0x7FFF'1234'5FF0;
+                        source.key = ModeKey{static_cast<uint8_t>(bits), opcode % 2 == 0, 1};
+                        source.cr4 = 1 << 9;
+                        source.first_page = std::span<uint8_t const>(page).first(16);
+                        BlockBuilder::Target target{page.data(), 0, &sites};
+                        if (builder.build(source, target, block) != BlockBuilder::Outcome::Built) continue;
+                        ++built;
+                        auto refused = verify_block(builder.code(), source.key.user, builder.sites());
+                        if (refused && ++failed < 20)
+                            ADD_FAILURE() << bits << " bits: map " << map << " opcode " << std::hex << opcode
+                                          << " modrm " << int{modrm} << ": " << refused->reason;
+                        sites.clear();
+                    }
+    EXPECT_EQ(failed, 0u);
+    EXPECT_GT(built, 100'000u);
 }
 
 } // namespace
