@@ -22,8 +22,7 @@ COFFER = os.environ.get("COFFER", "build/coffer")
 IMAGES = pathlib.Path(os.environ.get("COFFER_IMAGES", "images/out"))
 # A guest's boot under the software CPU takes seconds; a busy machine takes longer. A test that hits this has failed.
 BOOT_LIMIT = 240
-# no_timer_check as in images/build-demo-guest, which says why.
-CMDLINE = "console=ttyS0 quiet no_timer_check"
+CMDLINE = "console=ttyS0 quiet"
 
 
 def have_kvm():

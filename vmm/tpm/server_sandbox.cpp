@@ -34,6 +34,11 @@ constexpr std::array k_allowed{
     SCMP_SYS(getrandom), SCMP_SYS(getuid), SCMP_SYS(geteuid), SCMP_SYS(getgid), SCMP_SYS(getegid), SCMP_SYS(sysinfo),
     SCMP_SYS(uname), SCMP_SYS(membarrier)};
 
+constexpr scmp_arg_cmp k_no_exec{.arg = 2, .op = SCMP_CMP_MASKED_EQ, .datum_a = PROT_EXEC, .datum_b = 0};
+constexpr scmp_arg_cmp k_thread{.arg = 0, .op = SCMP_CMP_MASKED_EQ, .datum_a = CLONE_THREAD, .datum_b = CLONE_THREAD};
+constexpr scmp_arg_cmp k_read_only{.arg = 2, .op = SCMP_CMP_EQ, .datum_a = 0, .datum_b = 0};
+constexpr scmp_arg_cmp k_set_name{.arg = 0, .op = SCMP_CMP_EQ, .datum_a = PR_SET_NAME, .datum_b = 0};
+
 struct ReleaseFilter {
     void operator()(void* filter) const noexcept { ::seccomp_release(filter); }
 };
@@ -50,13 +55,12 @@ Result<void> enter_sandbox() {
     };
     for (int call : k_allowed) keep(::seccomp_rule_add(context, SCMP_ACT_ALLOW, call, 0));
     for (int call : {SCMP_SYS(mmap), SCMP_SYS(mprotect)})
-        keep(::seccomp_rule_add(context, SCMP_ACT_ALLOW, call, 1, SCMP_A2(SCMP_CMP_MASKED_EQ, PROT_EXEC, 0)));
+        keep(::seccomp_rule_add(context, SCMP_ACT_ALLOW, call, 1, k_no_exec));
     // New threads, not new processes. clone3's flags are out of a filter's sight: ENOSYS makes the C library use clone.
-    keep(::seccomp_rule_add(context, SCMP_ACT_ALLOW, SCMP_SYS(clone), 1,
-                            SCMP_A0(SCMP_CMP_MASKED_EQ, CLONE_THREAD, CLONE_THREAD)));
+    keep(::seccomp_rule_add(context, SCMP_ACT_ALLOW, SCMP_SYS(clone), 1, k_thread));
     keep(::seccomp_rule_add(context, SCMP_ACT_ERRNO(ENOSYS), SCMP_SYS(clone3), 0));
-    keep(::seccomp_rule_add(context, SCMP_ACT_ALLOW, SCMP_SYS(prlimit64), 1, SCMP_A2(SCMP_CMP_EQ, 0)));
-    keep(::seccomp_rule_add(context, SCMP_ACT_ALLOW, SCMP_SYS(prctl), 1, SCMP_A0(SCMP_CMP_EQ, PR_SET_NAME)));
+    keep(::seccomp_rule_add(context, SCMP_ACT_ALLOW, SCMP_SYS(prlimit64), 1, k_read_only));
+    keep(::seccomp_rule_add(context, SCMP_ACT_ALLOW, SCMP_SYS(prctl), 1, k_set_name));
     if (failed != 0) return errno_error(failed, "cannot build the seccomp filter");
     keep(::seccomp_attr_set(context, SCMP_FLTATR_CTL_TSYNC, 1));
     keep(::seccomp_attr_set(context, SCMP_FLTATR_CTL_NNP, 1));

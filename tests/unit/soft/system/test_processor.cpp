@@ -186,6 +186,11 @@ TEST_F(ProcessorTest, CpuidPolicy) {
     EXPECT_EQ(leaf(0).ecx, 0x6C65746EU);
     EXPECT_EQ(leaf(0x80000008).eax & 0xFF, k_physical_address_bits);
     EXPECT_TRUE(leaf(1).ecx & bit(31));
+    // "KVMKVMKVM", and none of its features.
+    EXPECT_EQ(leaf(0x40000000).ebx, 0x4B4D564BU);
+    EXPECT_EQ(leaf(0x40000000).ecx, 0x564B4D56U);
+    EXPECT_EQ(leaf(0x40000000).edx, 0x0000004DU);
+    EXPECT_EQ(leaf(0x40000001).eax, 0U);
     // Nothing of XSAVE, AVX, FMA, F16C, MONITOR, VMX, PCID; nor of AVX2, BMI, AVX-512, RTM, MPX, PKU, LA57.
     EXPECT_EQ(leaf(1).ecx & (bit(3) | bit(5) | bit(12) | bit(17) | bit(26) | bit(27) | bit(28) | bit(29)), 0U);
     EXPECT_EQ(leaf(7).ebx & (bit(3) | bit(4) | bit(5) | bit(8) | bit(11) | bit(14) | bit(16)), 0U);

@@ -128,11 +128,17 @@ CpuidResult extended(uint32_t leaf) noexcept {
     }
 }
 
+constexpr char k_kvm_signature[13] = "KVMKVMKVM\0\0";
+
 CpuidResult hypervisor(Cpu const& cpu, uint32_t leaf) noexcept {
     constexpr uint32_t apic_khz = 1'000'000;
     switch (leaf) {
+    // KVM's paravirtual interface with no feature (Linux 6.1, Documentation/virt/kvm/x86/cpuid.rst), as the KVM backend
+    // has it with some: a guest then knows that its CPU may stand still for a while, and Linux does not stop at a start
+    // where a busy host made it miss timer ticks.
     case 0x40000000:
-        return {k_hypervisor_leaves, word("CofferCoffer", 0), word("CofferCoffer", 1), word("CofferCoffer", 2)};
+        return {k_hypervisor_leaves, word(k_kvm_signature, 0), word(k_kvm_signature, 1), word(k_kvm_signature, 2)};
+    case 0x40000001: return {};
     // TSC and APIC timer frequency, as VMware defined the leaf and others took it over.
     case 0x40000010: return {static_cast<uint32_t>(cpu.tsc_hz / 1000), apic_khz, 0, 0};
     default: return {};
