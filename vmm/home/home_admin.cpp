@@ -58,7 +58,8 @@ Result<ManifestEntry> write_first(fs::path const& folder, HomeFile file, Uuid co
     return ManifestEntry{header.name, header.generation, header.file};
 }
 
-Result<void> write_home(fs::path const& folder, VmConfig const& config, Bytes nvram, Bytes tpm, HomeSeal const* seal) {
+Result<void> write_home(fs::path const& folder, VmConfig const& config, Bytes nvram, Bytes tpm, HomeSeal const* seal,
+                        NewDisks const& disks) {
     BundleContent content;
     crypto::DataEncryptionKey const* key = nullptr;
     if (seal) {
@@ -70,6 +71,9 @@ Result<void> write_home(fs::path const& folder, VmConfig const& config, Bytes nv
     content.manifest.set(TRY(write_first(folder, HomeFile::Config, config.uuid, key, epoch, encoded)));
     content.manifest.set(TRY(write_first(folder, HomeFile::Nvram, config.uuid, key, epoch, nvram)));
     if (!tpm.empty()) content.manifest.set(TRY(write_first(folder, HomeFile::Tpm, config.uuid, key, epoch, tpm)));
+    if (!disks.secrets.empty())
+        content.manifest.set(TRY(write_first(folder, HomeFile::Disks, config.uuid, key, epoch, disks.secrets)));
+    if (disks.make_images) TRY(disks.make_images(folder));
     if (!seal) return {};
     BundleHeader header;
     header.sequence = 1;
@@ -102,10 +106,11 @@ Result<HomeFileSummary> summarize_file(fs::path const& path, DataFileHeader* hea
 } // namespace
 
 Result<void> create_home(HomeLocation const& location, VmConfig const& config, Bytes nvram,
-                         std::optional<HomeSeal> seal, Bytes tpm) {
+                         std::optional<HomeSeal> seal, Bytes tpm, NewDisks const& disks) {
     TRY(check_vm_config(config));
     COFFER_ASSERT(config.name == location.name);
     COFFER_ASSERT(tpm.empty() || config.tpm != TpmKind::None);
+    COFFER_ASSERT(seal || disks.secrets.empty());
     if (!seal && config.tpm != TpmKind::None)
         return make_error(ErrorCode::InvalidArgument, "a TPM's state is kept in encrypted homes only");
     auto folder = location.folder();
@@ -120,7 +125,7 @@ Result<void> create_home(HomeLocation const& location, VmConfig const& config, B
     auto lock = TRY(HomeLock::acquire(making));
     TRY(clear_new_folder(making));
     auto made = [&]() -> Result<void> {
-        TRY(write_home(making, config, nvram, tpm, seal ? &*seal : nullptr));
+        TRY(write_home(making, config, nvram, tpm, seal ? &*seal : nullptr, disks));
         TRY(sync_folder(making));
         // Another process may have made the same VM before this one had the lock. The record comes first: a crash
         // between the two steps leaves a record of a home that never was, which the next create replaces.

@@ -1,6 +1,8 @@
 // Making, removing and looking at homes.
 #pragma once
 
+#include <filesystem>
+#include <functional>
 #include <optional>
 #include <string>
 #include <vector>
@@ -22,10 +24,17 @@ struct HomeSeal {
     crypto::BundleKey key;
 };
 
+// The encrypted disks of a new home.
+struct NewDisks {
+    Bytes secrets; // content of HomeFile::Disks; empty where there are none
+    // Makes the images, durable, in the folder that becomes the home.
+    std::function<Result<void>(std::filesystem::path const& folder)> make_images;
+};
+
 // The home appears whole or not at all. No seal: an unencrypted home, which cannot have a TPM. `tpm` is the state of a
 // new TPM; where it is empty, the VM's first start makes one. AlreadyExists, InvalidArgument, Io, NoSpace.
 Result<void> create_home(HomeLocation const& location, VmConfig const& config, Bytes nvram,
-                         std::optional<HomeSeal> seal, Bytes tpm = {});
+                         std::optional<HomeSeal> seal, Bytes tpm = {}, NewDisks const& disks = {});
 
 // Takes the home's lock (Busy while the VM runs), and needs no key. The host's record goes too.
 Result<void> remove_home(HomeLocation const& location);

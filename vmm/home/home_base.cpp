@@ -10,6 +10,7 @@ std::string_view file_name(HomeFile file) noexcept {
     case HomeFile::Config: return "config";
     case HomeFile::Nvram: return "nvram";
     case HomeFile::Tpm: return "tpm";
+    case HomeFile::Disks: return "disks";
     }
     return "unknown";
 }
@@ -31,7 +32,7 @@ Result<std::optional<ByteVector>> read_home_file(std::filesystem::path const& pa
 HomeBase::HomeBase(HomeLocation location, std::optional<HomeLock> lock)
     : m_location(std::move(location)),
       m_lock(std::move(lock)), m_stores{Store(*this, HomeFile::Config), Store(*this, HomeFile::Nvram),
-                                        Store(*this, HomeFile::Tpm)} {}
+                                        Store(*this, HomeFile::Tpm), Store(*this, HomeFile::Disks)} {}
 
 Result<void> HomeBase::check_writer() const {
     if (!m_lock) return make_error(ErrorCode::InvalidArgument, "home '{}' was opened to be read only", m_location.name);

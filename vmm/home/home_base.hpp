@@ -11,7 +11,7 @@
 
 namespace coffer::vmm {
 
-constexpr std::array k_home_files = {HomeFile::Config, HomeFile::Nvram, HomeFile::Tpm};
+constexpr std::array k_home_files = {HomeFile::Config, HomeFile::Nvram, HomeFile::Tpm, HomeFile::Disks};
 static_assert(k_home_files.size() == k_home_file_count);
 
 // A data file's bytes; nothing where it does not exist, Integrity where it is longer than any can be.

@@ -21,8 +21,9 @@ enum class HomeFile : uint8_t {
     Config, // VmConfig
     Nvram,  // UEFI variables: the content of the variable flash
     Tpm,    // the TPM's permanent state
+    Disks,  // keys of the encrypted disks (vmm/disk/disk_secrets.hpp)
 };
-constexpr size_t k_home_file_count = 3;
+constexpr size_t k_home_file_count = 4;
 std::string_view file_name(HomeFile file) noexcept;
 
 enum class HomeAccess : uint8_t {
@@ -52,9 +53,9 @@ public:
     // either the old or the new content, whole; a later commit() may still succeed.
     virtual Result<void> commit(HomeFile file, Bytes content) = 0;
 
-    // Content that leaves the home, encrypted and authenticated under the VM's current key: only this VM's home opens it
-    // again, and only under the same label (1 to 63 characters, not a HomeFile's name). Unsupported in an unencrypted
-    // home. open_sealed() is Integrity for anything that seal() did not make.
+    // Content that leaves the home, encrypted and authenticated under the VM's current key: only this VM's home opens
+    // it again, and only under the same label (1 to 63 characters, not a HomeFile's name). Unsupported in an
+    // unencrypted home. open_sealed() is Integrity for anything that seal() did not make.
     virtual Result<ByteVector> seal(std::string_view label, Bytes content) const = 0;
     virtual Result<ByteVector> open_sealed(std::string_view label, Bytes sealed) const = 0;
 

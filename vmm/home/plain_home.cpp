@@ -54,7 +54,8 @@ Result<ByteVector> PlainHome::load(HomeFile file) const {
 Result<void> PlainHome::commit(HomeFile file, Bytes content) {
     std::lock_guard guard(m_mutex);
     TRY(check_writer());
-    if (file == HomeFile::Tpm) return make_error(ErrorCode::InvalidArgument, "an unencrypted home keeps no TPM state");
+    if (file == HomeFile::Tpm || file == HomeFile::Disks)
+        return make_error(ErrorCode::InvalidArgument, "an unencrypted home keeps no TPM state and no disk keys");
     std::optional<VmConfig> config;
     if (file == HomeFile::Config) config = TRY(decode_config(content, m_config.uuid));
     DataFileHeader header;

@@ -19,7 +19,30 @@ Result<void> check_path(std::string_view what, std::string_view path) {
         return make_error(ErrorCode::InvalidArgument, "the {} is not an absolute path: '{}'", what, path);
     return {};
 }
+
+Result<void> check_disk(DiskConfig const& disk) {
+    if (disk.protection == DiskProtection::None) return check_path("disk", disk.path);
+    if (disk.protection != DiskProtection::Unauthenticated && disk.protection != DiskProtection::Authenticated)
+        return make_error(ErrorCode::InvalidArgument, "disk protection {} is unknown",
+                          static_cast<unsigned>(disk.protection));
+    bool named = disk.path.starts_with(k_disk_file_prefix) && disk.path.size() > k_disk_file_prefix.size() &&
+                 disk.path.size() <= k_disk_file_prefix.size() + 4 &&
+                 std::all_of(disk.path.begin() + static_cast<std::ptrdiff_t>(k_disk_file_prefix.size()),
+                             disk.path.end(), [](char c) { return c >= '0' && c <= '9'; });
+    if (!named || disk.uuid.is_nil())
+        return make_error(ErrorCode::InvalidArgument, "encrypted disk '{}' is not a disk of the home", disk.path);
+    return {};
+}
 } // namespace
+
+std::string_view to_string(DiskProtection protection) noexcept {
+    switch (protection) {
+    case DiskProtection::None: return "none";
+    case DiskProtection::Unauthenticated: return "unauthenticated";
+    case DiskProtection::Authenticated: return "authenticated";
+    }
+    return "unknown";
+}
 
 std::string_view to_string(TpmKind kind) noexcept {
     switch (kind) {
@@ -53,7 +76,7 @@ Result<void> check_vm_config(VmConfig const& config) {
                           k_max_cpus);
     if (config.disks.size() > k_max_disks)
         return make_error(ErrorCode::InvalidArgument, "a VM has at most {} disks", k_max_disks);
-    for (auto const& disk : config.disks) TRY(check_path("disk", disk.path));
+    for (auto const& disk : config.disks) TRY(check_disk(disk));
     TRY(check_path("firmware image", config.firmware_code));
     TRY(check_path("firmware variable store", config.firmware_variables));
     if (config.tpm != TpmKind::None && config.tpm != TpmKind::Crb && config.tpm != TpmKind::Tis)

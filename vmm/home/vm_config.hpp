@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <filesystem>
 #include <string>
 #include <vector>
 
@@ -19,14 +20,31 @@ enum class TpmKind : uint8_t {
 };
 std::string_view to_string(TpmKind kind) noexcept;
 
+// What holds a disk's content against who has its file (docs/formats/disk.md).
+enum class DiskProtection : uint8_t {
+    None = 0,            // raw
+    Unauthenticated = 1, // encrypted
+    Authenticated = 2,   // encrypted, and changes are seen
+};
+std::string_view to_string(DiskProtection protection) noexcept;
+
 struct DiskConfig {
-    std::string path; // absolute, on the host
+    // DiskProtection::None: absolute, on the host. Else a file of the home's folder, "disk-" and a number.
+    std::string path;
     bool read_only = false;
+    DiskProtection protection = DiskProtection::None;
+    Uuid uuid = {}; // of a protected disk: names its keys in the home's file `disks`
 
     template <class V>
     void fields(V& v) {
         v.required(1, path);
         v.field(2, read_only);
+        v.field(3, protection);
+        v.field(4, uuid);
+    }
+    // Where the image is; `home` is the home's folder.
+    std::filesystem::path file(std::filesystem::path const& home) const {
+        return protection == DiskProtection::None ? std::filesystem::path(path) : home / path;
     }
     bool operator==(DiskConfig const&) const = default;
 };
@@ -37,6 +55,7 @@ constexpr uint64_t k_max_memory = uint64_t{1} << 40;
 constexpr uint64_t k_memory_granule = uint64_t{1} << 20;
 constexpr uint32_t k_max_cpus = 255;
 constexpr size_t k_max_disks = 16;
+constexpr std::string_view k_disk_file_prefix = "disk-"; // of encrypted disks in the home's folder
 
 struct VmConfig {
     std::string name;
