@@ -17,6 +17,14 @@ constexpr uint64_t units_for(uint64_t content_size) noexcept {
     return (content_size + spec::k_unit_size - 1) / spec::k_unit_size;
 }
 
+uint64_t unit_count(DataFileHeader const& header) noexcept {
+    return header.layout == spec::Layout::WholeRewrite ? units_for(header.content_size) : 0;
+}
+
+constexpr uint64_t max_content(uint8_t layout) noexcept {
+    return layout == static_cast<uint8_t>(spec::Layout::Image) ? spec::k_max_image : spec::k_max_content;
+}
+
 constexpr uint64_t file_size_for(uint64_t content_size) noexcept {
     return spec::k_header_size + units_for(content_size) * (spec::k_unit_size + spec::k_tag_size);
 }
@@ -69,7 +77,9 @@ public:
         return tag(spec::MacDomain::Unit, header.file.bytes(), position, ciphertext);
     }
     Result<Digest> root(Bytes tags) { return tag(spec::MacDomain::Root, tags); }
-    Result<Digest> header_mac(Bytes header) { return tag(spec::MacDomain::Header, header.first(spec::k_mac_value_at)); }
+    Result<Digest> header_mac(Bytes header, spec::MacDomain domain = spec::MacDomain::Header) {
+        return tag(domain, header.first(spec::k_mac_value_at));
+    }
 
 private:
     FileSeal() = default;
@@ -90,7 +100,7 @@ void write_header(MutBytes to, DataFileHeader const& header, Digest const& root)
     store_bytes(to, 0, spec::k_magic);
     store_le<uint32_t>(to, spec::k_version_at, home_spec::k_version);
     store_le<uint32_t>(to, spec::k_header_size_at, spec::k_header_size);
-    store_le<uint8_t>(to, spec::k_layout_at, static_cast<uint8_t>(spec::Layout::WholeRewrite));
+    store_le<uint8_t>(to, spec::k_layout_at, static_cast<uint8_t>(header.layout));
     store_le<uint8_t>(to, spec::k_cipher_at, static_cast<uint8_t>(header.cipher));
     store_le<uint8_t>(to, spec::k_mac_at, static_cast<uint8_t>(mac));
     store_le<uint32_t>(to, spec::k_unit_size_at, spec::k_unit_size);
@@ -99,11 +109,37 @@ void write_header(MutBytes to, DataFileHeader const& header, Digest const& root)
     store_le<uint32_t>(to, spec::k_epoch_at, header.epoch);
     store_bytes(to, spec::k_file_uuid_at, header.file.bytes());
     store_bytes(to, spec::k_vm_uuid_at, header.vm.bytes());
-    store_le<uint64_t>(to, spec::k_unit_count_at, units_for(header.content_size));
+    store_le<uint64_t>(to, spec::k_unit_count_at, unit_count(header));
     store_le<uint64_t>(to, spec::k_written_at, static_cast<uint64_t>(header.written));
     store_bytes(to, spec::k_root_at, root);
     store_le<uint8_t>(to, spec::k_name_size_at, static_cast<uint8_t>(header.name.size()));
     store_bytes(to, spec::k_name_at, as_bytes(header.name));
+}
+
+} // namespace
+
+namespace {
+
+// What is checked of every header before anything in it is believed; `head` is its 4096 bytes.
+Result<void> check_header(FileSeal& seal, DataFileHeader const& header, Bytes head, ExpectedFile const& expected,
+                          crypto::DataEncryptionKey const* dek, spec::Layout layout,
+                          std::filesystem::path const& path) {
+    auto const domain = layout == spec::Layout::Image ? spec::MacDomain::ImageHeader : spec::MacDomain::Header;
+    auto const reserved_at =
+        layout == spec::Layout::Image ? spec::k_image_own_at + spec::k_image_own_size : spec::k_reserved_at;
+    if ((header.cipher == spec::Cipher::None) != (dek == nullptr))
+        return damaged(path, dek ? "the file is not encrypted, as this home's files are"
+                                 : "the file is encrypted, but the home has no keys file");
+    if (!crypto::equal_in_constant_time(TRY(seal.header_mac(head, domain)),
+                                        head.subspan(spec::k_mac_value_at, spec::k_tag_size)))
+        return damaged(path, "the file's header fails authentication");
+    if (header.layout != layout || !all_zero(head.subspan(reserved_at, spec::k_mac_value_at - reserved_at)))
+        return damaged(path, "the file's header is malformed");
+    if (header.vm != expected.vm)
+        return damaged(path, fmt::format("the file belongs to another VM ({})", header.vm.to_string()));
+    if (header.name != expected.name)
+        return damaged(path, fmt::format("the file is another file of the home ({})", header.name));
+    return {};
 }
 
 } // namespace
@@ -125,15 +161,16 @@ Result<DataFileHeader> parse_data_header(Bytes file, std::filesystem::path const
             ? mac == static_cast<uint8_t>(spec::Mac::HmacSha256)
             : cipher == static_cast<uint8_t>(spec::Cipher::None) && mac == static_cast<uint8_t>(spec::Mac::Sha256);
     DataFileHeader header;
+    bool const known_layout = layout == static_cast<uint8_t>(spec::Layout::WholeRewrite) ||
+                              layout == static_cast<uint8_t>(spec::Layout::Image);
+    header.layout = static_cast<spec::Layout>(layout);
     header.cipher = static_cast<spec::Cipher>(cipher);
     header.content_size = load_le<uint64_t>(file, spec::k_content_size_at);
     auto name_size = load_le<uint8_t>(file, spec::k_name_size_at);
-    if (load_le<uint32_t>(file, spec::k_header_size_at) != spec::k_header_size ||
-        layout != static_cast<uint8_t>(spec::Layout::WholeRewrite) || !known_kind ||
+    if (load_le<uint32_t>(file, spec::k_header_size_at) != spec::k_header_size || !known_layout || !known_kind ||
         load_le<uint32_t>(file, spec::k_unit_size_at) != spec::k_unit_size ||
-        header.content_size > spec::k_max_content ||
-        load_le<uint64_t>(file, spec::k_unit_count_at) != units_for(header.content_size) ||
-        name_size > home_spec::k_max_file_name)
+        header.content_size > max_content(layout) ||
+        load_le<uint64_t>(file, spec::k_unit_count_at) != unit_count(header) || name_size > home_spec::k_max_file_name)
         return damaged(path, "the file's header is malformed");
     header.generation = load_le<uint64_t>(file, spec::k_generation_at);
     header.epoch = load_le<uint32_t>(file, spec::k_epoch_at);
@@ -144,20 +181,32 @@ Result<DataFileHeader> parse_data_header(Bytes file, std::filesystem::path const
     return header;
 }
 
+Result<DataFileHeader> authenticate_head(Bytes head, uint64_t file_size, ExpectedFile const& expected,
+                                         crypto::DataEncryptionKey const* dek, std::filesystem::path const& path) {
+    auto header = TRY(parse_data_header(head, path));
+    auto seal = TRY(FileSeal::create(dek, header.file));
+    TRY(check_header(seal, header, head.first(spec::k_header_size), expected, dek, header.layout, path));
+    uint64_t const due = header.layout == spec::Layout::Image ? spec::k_header_size + header.content_size
+                                                              : file_size_for(header.content_size);
+    if (file_size != due) return damaged(path, fmt::format("the file has {} bytes where {} are due", file_size, due));
+    return header;
+}
+
 Result<ByteVector> seal_data_file(DataFileHeader header, crypto::DataEncryptionKey const* dek, Bytes content) {
     COFFER_ASSERT(!header.name.empty() && header.name.size() <= home_spec::k_max_file_name);
     if (content.size() > spec::k_max_content)
         return make_error(ErrorCode::InvalidArgument, "file {} of a home cannot hold {} bytes; at most {} fit",
                           header.name, content.size(), spec::k_max_content);
     header.content_size = content.size();
+    header.layout = spec::Layout::WholeRewrite;
     header.cipher = dek ? spec::Cipher::XtsAes256 : spec::Cipher::None;
     auto seal = TRY(FileSeal::create(dek, header.file));
 
     ByteVector file(file_size_for(content.size()));
-    uint64_t const unit_count = units_for(content.size());
-    MutBytes const units = MutBytes(file).subspan(spec::k_header_size, unit_count * spec::k_unit_size);
-    MutBytes const tags = MutBytes(file).last(unit_count * spec::k_tag_size);
-    for (uint64_t unit = 0; unit < unit_count; ++unit) {
+    uint64_t const count = units_for(content.size());
+    MutBytes const units = MutBytes(file).subspan(spec::k_header_size, count * spec::k_unit_size);
+    MutBytes const tags = MutBytes(file).last(count * spec::k_tag_size);
+    for (uint64_t unit = 0; unit < count; ++unit) {
         Bytes plain = content.subspan(unit * spec::k_unit_size);
         std::array<std::byte, spec::k_unit_size> padded{}; // the last unit is filled up with zeros
         if (plain.size() < spec::k_unit_size) {
@@ -181,33 +230,21 @@ Result<OpenedDataFile> open_data_file(Bytes file, ExpectedFile const& expected, 
     OpenedDataFile opened;
     opened.header = TRY(parse_data_header(file, path));
     auto const& header = opened.header;
-    if ((header.cipher == spec::Cipher::None) != (dek == nullptr))
-        return damaged(path, dek ? "the file is not encrypted, as this home's files are"
-                                 : "the file is encrypted, but the home has no keys file");
-    if (file.size() != file_size_for(header.content_size))
+    if (header.layout == spec::Layout::WholeRewrite && file.size() != file_size_for(header.content_size))
         return damaged(path, fmt::format("the file has {} bytes where {} are due", file.size(),
                                          file_size_for(header.content_size)));
-
     auto seal = TRY(FileSeal::create(dek, header.file));
     Bytes const head = file.first(spec::k_header_size);
-    if (!crypto::equal_in_constant_time(TRY(seal.header_mac(head)),
-                                        head.subspan(spec::k_mac_value_at, spec::k_tag_size)))
-        return damaged(path, "the file's header fails authentication");
-    if (!all_zero(head.subspan(spec::k_reserved_at, spec::k_mac_value_at - spec::k_reserved_at)))
-        return damaged(path, "the file's header is malformed");
-    if (header.vm != expected.vm)
-        return damaged(path, fmt::format("the file belongs to another VM ({})", header.vm.to_string()));
-    if (header.name != expected.name)
-        return damaged(path, fmt::format("the file is another file of the home ({})", header.name));
+    TRY(check_header(seal, header, head, expected, dek, spec::Layout::WholeRewrite, path));
 
-    uint64_t const unit_count = units_for(header.content_size);
-    Bytes const units = file.subspan(spec::k_header_size, unit_count * spec::k_unit_size);
-    Bytes const tags = file.last(unit_count * spec::k_tag_size);
+    uint64_t const count = units_for(header.content_size);
+    Bytes const units = file.subspan(spec::k_header_size, count * spec::k_unit_size);
+    Bytes const tags = file.last(count * spec::k_tag_size);
     if (!crypto::equal_in_constant_time(TRY(seal.root(tags)), head.subspan(spec::k_root_at, spec::k_tag_size)))
         return damaged(path, "the file's table of tags fails authentication");
 
-    opened.content.resize(unit_count * spec::k_unit_size);
-    for (uint64_t unit = 0; unit < unit_count; ++unit) {
+    opened.content.resize(count * spec::k_unit_size);
+    for (uint64_t unit = 0; unit < count; ++unit) {
         Bytes const ciphertext = units.subspan(unit * spec::k_unit_size, spec::k_unit_size);
         // Authenticate before decrypting.
         if (!crypto::equal_in_constant_time(TRY(seal.unit_tag(header, unit, ciphertext)),
@@ -217,6 +254,42 @@ Result<OpenedDataFile> open_data_file(Bytes file, ExpectedFile const& expected, 
                          MutBytes(opened.content).subspan(unit * spec::k_unit_size, spec::k_unit_size)));
     }
     opened.content.resize(header.content_size);
+    return opened;
+}
+
+Result<ImageKeys> derive_image_keys(crypto::DataEncryptionKey const& dek, Uuid const& file) {
+    auto cipher = TRY(crypto::derive_key<crypto::XtsKey>(dek.expose(), file.bytes(), spec::k_cipher_info));
+    auto units = TRY(crypto::derive_key<crypto::AeadKey>(dek.expose(), file.bytes(), spec::k_image_units_info));
+    return ImageKeys{std::move(cipher), std::move(units)};
+}
+
+Result<ByteVector> seal_image_header(DataFileHeader header, ImageRoot const& root,
+                                     crypto::DataEncryptionKey const* dek) {
+    COFFER_ASSERT(!header.name.empty() && header.name.size() <= home_spec::k_max_file_name);
+    if (header.content_size > spec::k_max_image || root.own.size() > spec::k_image_own_size)
+        return make_error(ErrorCode::InvalidArgument, "image {} is too large: {} bytes, and {} in its header",
+                          header.name, header.content_size, root.own.size());
+    header.layout = spec::Layout::Image;
+    header.cipher = dek ? spec::Cipher::XtsAes256 : spec::Cipher::None;
+    auto seal = TRY(FileSeal::create(dek, header.file));
+    ByteVector head(spec::k_header_size);
+    write_header(head, header, root.digest);
+    store_bytes(head, spec::k_image_own_at, root.own);
+    store_bytes(head, spec::k_mac_value_at, TRY(seal.header_mac(head, spec::MacDomain::ImageHeader)));
+    return head;
+}
+
+Result<OpenedImageHeader> open_image_header(Bytes head, ExpectedFile const& expected,
+                                            crypto::DataEncryptionKey const* dek, std::filesystem::path const& path) {
+    OpenedImageHeader opened;
+    opened.header = TRY(parse_data_header(head, path));
+    head = head.first(spec::k_header_size);
+    auto seal = TRY(FileSeal::create(dek, opened.header.file));
+    TRY(check_header(seal, opened.header, head, expected, dek, spec::Layout::Image, path));
+    auto const digest = head.subspan(spec::k_root_at, opened.root.digest.size());
+    std::memcpy(opened.root.digest.data(), digest.data(), digest.size());
+    auto const own = head.subspan(spec::k_image_own_at, spec::k_image_own_size);
+    opened.root.own.assign(own.begin(), own.end());
     return opened;
 }
 

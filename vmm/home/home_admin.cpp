@@ -55,7 +55,7 @@ Result<ManifestEntry> write_first(fs::path const& folder, HomeFile file, Uuid co
     header.written = wall_clock_seconds();
     auto sealed = TRY(seal_data_file(header, key, content));
     TRY(replace_file(folder / file_name(file), sealed));
-    return ManifestEntry{header.name, header.generation, header.file};
+    return ManifestEntry{header.name, header.generation, header.file, header.epoch, header.layout};
 }
 
 Result<void> write_home(fs::path const& folder, VmConfig const& config, Bytes nvram, Bytes tpm, HomeSeal const* seal,
@@ -75,6 +75,7 @@ Result<void> write_home(fs::path const& folder, VmConfig const& config, Bytes nv
         content.manifest.set(TRY(write_first(folder, HomeFile::Disks, config.uuid, key, epoch, disks.secrets)));
     if (disks.make_images) TRY(disks.make_images(folder));
     if (!seal) return {};
+    content.manifest.add_event(HistoryKind::Created, fmt::format("VM {}", config.uuid.to_string()));
     BundleHeader header;
     header.sequence = 1;
     header.vm = config.uuid;

@@ -9,20 +9,11 @@
 
 #include <sys/types.h>
 
-#include "crypto/keys.hpp"
-#include "keyprovider/key_provider.hpp"
 #include "vmm/home/home_location.hpp"
+#include "vmm/home/home_seal.hpp"
 #include "vmm/home/vm_config.hpp"
 
 namespace coffer::vmm {
-
-// Under what a new home is encrypted: its bundle key, and that key wrapped by a provider.
-struct HomeSeal {
-    Uuid provider;
-    KeyId key_id;
-    WrappedKey wrapped;
-    crypto::BundleKey key;
-};
 
 // The encrypted disks of a new home.
 struct NewDisks {

@@ -11,11 +11,19 @@
 
 namespace coffer::vmm {
 
-constexpr std::array k_home_files = {HomeFile::Config, HomeFile::Nvram, HomeFile::Tpm, HomeFile::Disks};
+constexpr std::array k_home_files = {HomeFile::Config, HomeFile::Nvram,   HomeFile::Tpm,
+                                     HomeFile::Disks,  HomeFile::History, HomeFile::Snapshots};
 static_assert(k_home_files.size() == k_home_file_count);
 
 // A data file's bytes; nothing where it does not exist, Integrity where it is longer than any can be.
 Result<std::optional<ByteVector>> read_home_file(std::filesystem::path const& path);
+
+// The first 4096 bytes of a data file or image, and the size of the whole; nothing where it does not exist.
+struct FileHead {
+    ByteVector bytes;
+    uint64_t file_size = 0;
+};
+Result<std::optional<FileHead>> read_file_head(std::filesystem::path const& path);
 
 class HomeBase : public HomeSession {
 public:
@@ -26,11 +34,19 @@ public:
     devices::NvStore& store(HomeFile file) noexcept override { return m_stores[static_cast<size_t>(file)]; }
 
 protected:
-    std::filesystem::path path_of(HomeFile file) const { return m_location.folder() / file_name(file); }
+    std::filesystem::path path_of(std::string_view name) const { return m_location.folder() / name; }
+    std::filesystem::path path_of(HomeFile file) const { return path_of(file_name(file)); }
     // InvalidArgument in a session that was opened to read.
     Result<void> check_writer() const;
+    static Result<void> check_further_name(std::string_view name);
     // Decodes `config` and checks that it is the configuration of this VM under this name.
     Result<VmConfig> decode_config(Bytes content, Uuid const& vm) const;
+    // Removes what crashes left in the folder: temporary files, and files of further names that `known` denies.
+    Result<void> remove_leftovers(std::function<bool(std::string_view)> const& known) const;
+    // Makes `writing` whole with the sealed header and puts it in its place, durable.
+    Result<void> place_image(ImageWriting const& writing, ImageRoot const& root,
+                             crypto::DataEncryptionKey const* key) const;
+    std::filesystem::path image_writing_path(std::string_view name) const;
 
     HomeLocation m_location;
     std::optional<HomeLock> m_lock;

@@ -13,7 +13,7 @@ constexpr size_t k_max_keys_file =
     home_spec::keys::k_prefix_size + home_spec::keys::k_max_header + home_spec::keys::k_max_sealed;
 
 Result<std::unique_ptr<HomeSession>> open_once(HomeLocation const& location, HomeAccess access,
-                                               BundleOpener const& open_key) {
+                                               BundleOpener const& open_key, RollbackPolicy rollback) {
     TRY(check_vm_name(location.name));
     auto folder = location.folder();
     if (!std::filesystem::is_directory(std::filesystem::symlink_status(folder)))
@@ -24,7 +24,7 @@ Result<std::unique_ptr<HomeSession>> open_once(HomeLocation const& location, Hom
     auto record = TRY(read_host_record(location.host_record()));
     auto path = folder / home_spec::k_keys_file;
     auto keys_file = read_file(path, k_max_keys_file);
-    if (keys_file) return EncryptedHome::open(location, std::move(lock), *keys_file, record, open_key);
+    if (keys_file) return EncryptedHome::open(location, std::move(lock), *keys_file, record, open_key, rollback);
     if (keys_file.error().code() == ErrorCode::Corrupt || keys_file.error().code() == ErrorCode::InvalidArgument)
         return damaged(path, "the file cannot be a keys file");
     if (keys_file.error().code() != ErrorCode::NotFound) return std::move(keys_file).error();
@@ -33,16 +33,22 @@ Result<std::unique_ptr<HomeSession>> open_once(HomeLocation const& location, Hom
                           "{} is missing, and this host knows the home as encrypted. Nothing was overwritten; put back "
                           "an intact copy of the whole home",
                           path.native());
+    if (rollback == RollbackPolicy::Accept)
+        return make_error(ErrorCode::InvalidArgument,
+                          "home '{}' is unencrypted: nothing tells an old copy of it from the newest, and there is "
+                          "nothing to accept",
+                          location.name);
     return PlainHome::open(location, std::move(lock), record);
 }
 
 } // namespace
 
 Result<std::unique_ptr<HomeSession>> open_home(HomeLocation const& location, HomeAccess access,
-                                               BundleOpener const& open_key) {
+                                               BundleOpener const& open_key, RollbackPolicy rollback) {
+    COFFER_ASSERT(rollback == RollbackPolicy::Refuse || access == HomeAccess::Writer);
     // A reader may come between two steps of a writer's commit, and then sees one file new and another old.
     for (int attempts = access == HomeAccess::ReadOnly ? 3 : 1;; --attempts) {
-        auto home = open_once(location, access, open_key);
+        auto home = open_once(location, access, open_key, rollback);
         if (home || home.error().code() != ErrorCode::Integrity || attempts == 1) return home;
     }
 }

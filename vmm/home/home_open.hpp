@@ -13,6 +13,7 @@ namespace coffer::vmm {
 using BundleOpener = std::function<Result<crypto::BundleKey>(BundleHeader const&)>;
 
 Result<std::unique_ptr<HomeSession>> open_home(HomeLocation const& location, HomeAccess access,
-                                               BundleOpener const& open_key);
+                                               BundleOpener const& open_key,
+                                               RollbackPolicy rollback = RollbackPolicy::Refuse);
 
 } // namespace coffer::vmm

@@ -24,6 +24,8 @@ constexpr uint32_t k_version = 1;
 constexpr std::string_view k_keys_file = "keys";
 constexpr std::string_view k_lock_file = "lock";
 constexpr size_t k_max_file_name = 63;
+// How names of files beside the fixed ones begin.
+constexpr std::string_view k_further_prefix = "snapshot-";
 
 // `keys`: prefix, header (tagged fields), sealed part.
 namespace keys {
@@ -40,7 +42,8 @@ constexpr size_t k_max_sealed = 32768;
 constexpr size_t k_salt_size = 32;
 constexpr uint32_t k_max_epochs = 16;
 constexpr size_t k_max_manifest = 24576;
-constexpr size_t k_max_manifest_files = 64;
+constexpr size_t k_max_manifest_files = 160;
+constexpr size_t k_max_pending_events = 4;                     // of the history, in the manifest
 constexpr std::string_view k_seal_info = "coffer home 1 keys"; // HKDF info of the sealing key
 } // namespace keys
 
@@ -75,15 +78,23 @@ constexpr size_t k_tag_size = crypto::k_digest_size;
 // Files of this layout are read and written whole.
 constexpr uint64_t k_max_content = uint64_t{64} << 20;
 
-enum class Layout : uint8_t { WholeRewrite = 1 };
+enum class Layout : uint8_t {
+    WholeRewrite = 1,
+    Image = 2, // written once; what lies behind the header is of the layout that the header's own part tells
+};
+// Of an image: the part of the header that belongs to its layout, and the bytes behind the header.
+constexpr size_t k_image_own_at = 192;
+constexpr size_t k_image_own_size = 2048;
+constexpr uint64_t k_max_image = uint64_t{1} << 44;
 enum class Cipher : uint8_t { None = 0, XtsAes256 = 1 };
 enum class Mac : uint8_t { Sha256 = 0, HmacSha256 = 1 };
 
 // First byte of what a MAC is computed over, so that no tag can stand in for one of another kind.
-enum class MacDomain : uint8_t { Header = 1, Unit = 2, Root = 3 };
+enum class MacDomain : uint8_t { Header = 1, Unit = 2, Root = 3, ImageHeader = 4 };
 
 constexpr std::string_view k_cipher_info = "coffer home 1 file cipher"; // HKDF infos
 constexpr std::string_view k_mac_info = "coffer home 1 file mac";
+constexpr std::string_view k_image_units_info = "coffer home 1 image units";
 } // namespace data
 
 // The host's record of a home, outside of it.

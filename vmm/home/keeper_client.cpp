@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include "base/tagged.hpp"
+#include "crypto/mac.hpp"
 #include "vmm/home/home_open.hpp"
 #include "vmm/home/keeper_arguments.hpp"
 #include "vmm/home/keeper_protocol.hpp"
@@ -112,6 +113,18 @@ Result<HomeSeal> KeeperProcess::make_seal(Uuid const& provider, std::string cons
     return HomeSeal{provider, std::move(key_id), {std::move(wrapped.wrapped)}, std::move(*request.key)};
 }
 
+Result<HomeSeal> KeeperProcess::make_proven_seal(Uuid const& provider, std::string const& label) {
+    auto seal = TRY(make_seal(provider, label));
+    BundleHeader header;
+    header.provider = seal.provider;
+    header.key_id = seal.key_id.text();
+    header.wrapped_key = seal.wrapped.bytes;
+    auto const unwrapped = TRY_CONTEXT(unwrap(header), "the provider does not open what it has just wrapped");
+    if (!crypto::equal_in_constant_time(unwrapped.expose(), seal.key.expose()))
+        return make_error(ErrorCode::Corrupt, "the provider gives back another key than the one it has just wrapped");
+    return seal;
+}
+
 Result<std::vector<ProviderTestStep>> KeeperProcess::test(Uuid const& provider) {
     keeper::Message request{keeper::MessageType::Test, m_next_number++, std::nullopt,
                             encode_fields(keeper::TestRequest{provider})};
@@ -124,12 +137,13 @@ Result<std::vector<ProviderTestStep>> KeeperProcess::test(Uuid const& provider) 
 }
 
 Result<std::unique_ptr<HomeSession>> unlock_home(HomeLocation const& location, KeeperOptions const& options,
-                                                 HomeAccess access) {
-    return open_home(location, access, [&](BundleHeader const& header) -> Result<crypto::BundleKey> {
+                                                 HomeAccess access, RollbackPolicy rollback) {
+    auto unwrap = [&](BundleHeader const& header) -> Result<crypto::BundleKey> {
         auto keeper = TRY(KeeperProcess::start(location.root, options));
         return TRY_CONTEXT(keeper.unwrap(header),
                            fmt::format("cannot open {}", (location.folder() / home_spec::k_keys_file).native()));
-    });
+    };
+    return open_home(location, access, unwrap, rollback);
 }
 
 } // namespace coffer::vmm

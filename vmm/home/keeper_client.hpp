@@ -27,6 +27,8 @@ public:
     Result<crypto::BundleKey> unwrap(BundleHeader const& header);
     // A fresh bundle key under a fresh KEK of the provider; `label` is the VM's name.
     Result<HomeSeal> make_seal(Uuid const& provider, std::string const& label);
+    // The same, and the provider has unwrapped what it wrapped: for homes that are about to depend on it.
+    Result<HomeSeal> make_proven_seal(Uuid const& provider, std::string const& label);
 
     // KeyProvider::test() of the provider, for a user to read; at least one step.
     Result<std::vector<ProviderTestStep>> test(Uuid const& provider);

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "base/clock.hpp"
 #include "base/tagged.hpp"
 #include "crypto/aead.hpp"
 #include "crypto/kdf.hpp"
@@ -66,7 +67,8 @@ Result<BundleContent> decode_content(Bytes from, std::filesystem::path const& pa
     if (load_le<uint32_t>(from) != from.size() - 4) return malformed();
     if (!decode_fields(from.subspan(4), content.manifest)) return malformed();
     auto const& files = content.manifest.files;
-    if (files.size() > spec::k_max_manifest_files || !content.key_of(content.manifest.current_epoch))
+    if (files.size() > spec::k_max_manifest_files || content.manifest.events.size() > spec::k_max_pending_events ||
+        !content.key_of(content.manifest.current_epoch))
         return malformed();
     for (auto const& entry : files) {
         auto same_name = [&](ManifestEntry const& other) { return other.name == entry.name; };
@@ -90,6 +92,43 @@ void Manifest::set(ManifestEntry entry) {
         files.push_back(std::move(entry));
     else
         *found = std::move(entry);
+}
+
+void Manifest::erase(std::string_view name) {
+    std::erase_if(files, [&](auto const& entry) { return entry.name == name; });
+}
+
+void Manifest::add_event(HistoryKind kind, std::string_view text) {
+    COFFER_ASSERT(events.size() < home_spec::keys::k_max_pending_events);
+    events.push_back({++event_count, wall_clock_seconds(), kind, history_text(text)});
+}
+
+Result<void> BundleContent::begin_epoch() {
+    drop_unused_keys();
+    if (keys.size() >= home_spec::keys::k_max_epochs)
+        return make_error(ErrorCode::Unsupported,
+                          "the home has files under {} data encryption keys, and cannot have more: run 'coffer rekey "
+                          "--deep --all', or remove old snapshots",
+                          keys.size());
+    uint32_t newest = 0;
+    for (auto const& entry : keys) newest = std::max(newest, entry.epoch);
+    keys.push_back({newest + 1, TRY(crypto::DataEncryptionKey::random())});
+    manifest.current_epoch = newest + 1;
+    return {};
+}
+
+bool BundleContent::has_old_files() const noexcept {
+    return std::any_of(manifest.files.begin(), manifest.files.end(),
+                       [&](auto const& entry) { return entry.epoch != manifest.current_epoch; });
+}
+
+void BundleContent::drop_unused_keys() {
+    auto const& files = manifest.files;
+    if (std::any_of(files.begin(), files.end(), [](auto const& entry) { return entry.epoch == 0; })) return;
+    std::erase_if(keys, [&](auto const& key) {
+        return key.epoch != manifest.current_epoch &&
+               std::none_of(files.begin(), files.end(), [&](auto const& file) { return file.epoch == key.epoch; });
+    });
 }
 
 crypto::DataEncryptionKey const* BundleContent::key_of(uint32_t epoch) const noexcept {

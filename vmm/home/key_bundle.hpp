@@ -11,6 +11,7 @@
 #include "base/uuid.hpp"
 #include "crypto/keys.hpp"
 #include "keyprovider/key_provider.hpp"
+#include "vmm/home/home_history.hpp"
 #include "vmm/home/home_spec.hpp"
 
 namespace coffer::vmm {
@@ -43,13 +44,17 @@ struct BundleHeader {
 struct ManifestEntry {
     std::string name;
     uint64_t generation = 0;
-    Uuid file; // the file UUID of that writing
+    Uuid file;          // the file UUID of that writing
+    uint32_t epoch = 0; // whose key it is under; 0: only the file says
+    home_spec::data::Layout layout = home_spec::data::Layout::WholeRewrite;
 
     template <class V>
     void fields(V& v) {
         v.required(1, name);
         v.required(2, generation);
         v.required(3, file);
+        v.field(4, epoch);
+        v.field(5, layout);
     }
     bool operator==(ManifestEntry const&) const = default;
 };
@@ -57,16 +62,23 @@ struct ManifestEntry {
 struct Manifest {
     uint32_t current_epoch = 1; // new writings use this epoch's key
     std::vector<ManifestEntry> files;
+    std::vector<HistoryEvent> events; // the newest ones, which may not be in the file `history` yet
+    uint64_t event_count = 0;         // the number of the newest event
 
     template <class V>
     void fields(V& v) {
         v.required(1, current_epoch);
         v.required(2, files);
+        v.field(3, events);
+        v.field(4, event_count);
     }
 
     ManifestEntry const* find(std::string_view name) const noexcept;
     // Replaces the entry of that name, or adds it.
     void set(ManifestEntry entry);
+    void erase(std::string_view name);
+    // Numbers and dates the event. Not more than k_max_pending_events in all.
+    void add_event(HistoryKind kind, std::string_view text);
 };
 
 struct EpochKey {
@@ -79,6 +91,12 @@ struct BundleContent {
     Manifest manifest;
 
     crypto::DataEncryptionKey const* key_of(uint32_t epoch) const noexcept;
+    // A fresh key, of an epoch that never was, becomes that of new writings. Unsupported where there are too many.
+    Result<void> begin_epoch();
+    // Whether a file of the manifest may be under another key than the current one.
+    bool has_old_files() const noexcept;
+    // Forgets (and wipes) the keys that no file of the manifest needs.
+    void drop_unused_keys();
 };
 
 struct ParsedBundle {

@@ -19,10 +19,32 @@ public:
     Result<ByteVector> seal(std::string_view label, Bytes content) const override;
     Result<ByteVector> open_sealed(std::string_view label, Bytes sealed) const override;
 
+    std::vector<FurtherFile> further_files() const override;
+    bool has_file(std::string_view name) const override;
+    Result<ByteVector> load_file(std::string_view name) const override;
+    Result<void> commit_file(std::string_view name, Bytes content) override;
+    Result<void> drop_file(std::string_view name) override;
+    Result<ImageWriting> begin_image(std::string_view name) const override;
+    Result<void> commit_image(ImageWriting const& writing, ImageRoot const& root) override;
+    Result<OpenedImage> open_image(std::string_view name) const override;
+
+    std::optional<BundleHeader> header() const override { return std::nullopt; }
+    Result<void> rekey(HomeSeal seal) override;
+    Result<void> rekey_deep(HomeSeal seal, ImageRewriter const& rewrite, RekeyProgress const& progress) override;
+    bool deep_rekey_pending() const override { return false; }
+    Result<void> finish_deep_rekey(ImageRewriter const& rewrite, RekeyProgress const& progress) override;
+    Result<std::vector<HistoryEvent>> history() const override;
+    Result<void> append_history(HistoryKind kind, std::string_view text) override;
+
 private:
     using HomeBase::HomeBase;
 
-    Result<OpenedDataFile> load_checked(HomeFile file) const;
+    bool present(std::string_view name) const;
+    Result<OpenedDataFile> load_checked(std::string_view name) const;
+    Result<void> write_data(std::string_view name, Bytes content);
+    Result<DataFileHeader> next_writing(std::string_view name) const;
+    Result<std::vector<HistoryEvent>> read_history() const;
+    Error no_keys(std::string_view what) const;
 };
 
 } // namespace coffer::vmm

@@ -49,15 +49,27 @@ public:
             *crypto::random_uuid(), *KeyId::parse("1/some-key"), {bytes_of("wrapped bundle key")}, copy_of(m_key)};
         return create_home(location(config.name), config, nvram, std::move(seal));
     }
-    Result<std::unique_ptr<HomeSession>> open(std::string const& name, HomeAccess access = HomeAccess::Writer) const {
-        return open_home(location(name), access,
-                         [&](BundleHeader const&) -> Result<crypto::BundleKey> { return copy_of(m_key); });
+    Result<std::unique_ptr<HomeSession>> open(std::string const& name, HomeAccess access = HomeAccess::Writer,
+                                              RollbackPolicy rollback = RollbackPolicy::Refuse) const {
+        auto unwrap = [&](BundleHeader const& header) -> Result<crypto::BundleKey> {
+            auto known = m_other_keys.find(header.key_id);
+            return copy_of(known == m_other_keys.end() ? m_key : known->second);
+        };
+        return open_home(location(name), access, unwrap, rollback);
     }
     crypto::BundleKey const& key() const { return m_key; }
+
+    // As a provider would make it; open() has the key from here on.
+    HomeSeal make_seal(std::string const& key_id, Uuid const& provider = *crypto::random_uuid()) {
+        auto key = *crypto::BundleKey::random();
+        m_other_keys.insert_or_assign(key_id, copy_of(key));
+        return {provider, *KeyId::parse(key_id), {bytes_of("wrapped under " + key_id)}, std::move(key)};
+    }
 
 private:
     HomeRoot m_root;
     crypto::BundleKey m_key = *crypto::BundleKey::random();
+    std::map<std::string, crypto::BundleKey> m_other_keys; // by key id
 };
 
 class HomeTest : public testing::Test {
@@ -105,6 +117,27 @@ protected:
             if (entry.is_regular_file() && entry.path().filename() != "lock")
                 files[entry.path()] = content(entry.path());
         return files;
+    }
+
+    // The content of an image, which stands behind its header as it is, and its digest in the header.
+    static ImageRoot write_content(ImageWriting const& writing, Bytes content) {
+        ByteVector bytes(home_spec::data::k_header_size);
+        append(bytes, content);
+        put(writing.path, bytes);
+        return {*crypto::sha256({content}), bytes_of("own part")};
+    }
+    static void add_image(HomeSession& home, std::string_view name, Bytes content) {
+        auto writing = home.begin_image(name);
+        ASSERT_TRUE(writing) << writing.error().message();
+        auto root = write_content(*writing, content);
+        auto committed = home.commit_image(*writing, root);
+        ASSERT_TRUE(committed) << committed.error().message();
+    }
+    static Result<ImageRoot> rewrite_image(OpenedImage const& from, ImageWriting const& to,
+                                           std::function<void(uint64_t)> const& advance) {
+        auto whole = TRY(read_file(from.path, 1 << 20));
+        advance(from.header.content_size);
+        return write_content(to, Bytes(whole).subspan(home_spec::data::k_header_size));
     }
 
     coffer::tests::TempFolder m_folder;
