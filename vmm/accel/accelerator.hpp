@@ -150,8 +150,9 @@ public:
     // With all vCPUs stopped: the backend's own devices (interrupt controllers and PIT where kernel_irqchip is true).
     virtual Result<void> reset() { return {}; }
     virtual Result<ByteVector> save() { return ByteVector{}; }
-    // All vCPUs' set_state() comes after, none has run yet.
-    virtual Result<void> restore(Bytes) { return {}; }
+    // All vCPUs' set_state() comes after, none has run yet. The backend's own clock is put forward by `step`
+    // nanoseconds, as the machine puts the TSC in the vCPUs' states.
+    virtual Result<void> restore(Bytes, [[maybe_unused]] int64_t step = 0) { return {}; }
 
     // Guest TSC ticks a second, constant for the life of the partition.
     virtual uint64_t tsc_hz() const noexcept = 0;

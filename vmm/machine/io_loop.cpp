@@ -91,7 +91,19 @@ void IoLoop::stop() noexcept {
 }
 
 Nanoseconds IoLoop::now() const noexcept {
-    return monotonic_now() - m_origin;
+    Nanoseconds frozen = m_frozen_at.load();
+    return frozen != k_not_frozen ? frozen : monotonic_now() - m_origin.load();
+}
+
+void IoLoop::freeze() noexcept {
+    m_frozen_at.store(now());
+}
+
+void IoLoop::thaw(Nanoseconds step) noexcept {
+    std::lock_guard lock(m_mutex);
+    m_origin.store(m_origin.load() - step);
+    m_frozen_at.store(k_not_frozen);
+    if (!m_armed.empty()) set_timer_fd(m_armed.begin()->first);
 }
 
 std::unique_ptr<devices::Timer> IoLoop::make_timer(std::function<void()> callback) {
@@ -122,7 +134,7 @@ void IoLoop::unwatch(int fd) {
 }
 
 void IoLoop::set_timer_fd(Nanoseconds deadline) noexcept {
-    Nanoseconds host = std::max<Nanoseconds>(deadline + m_origin, 1);
+    Nanoseconds host = std::max<Nanoseconds>(deadline + m_origin.load(), 1);
     itimerspec spec{};
     spec.it_value.tv_sec = host / k_ns_per_s;
     spec.it_value.tv_nsec = host % k_ns_per_s;
@@ -161,7 +173,7 @@ void IoLoop::fire_timers() noexcept {
         LoopTimer* due = nullptr;
         {
             std::lock_guard lock(m_mutex);
-            if (m_armed.empty()) return;
+            if (m_armed.empty() || m_frozen_at.load() != k_not_frozen) return;
             auto [deadline, timer] = *m_armed.begin();
             if (deadline > now()) {
                 set_timer_fd(deadline);

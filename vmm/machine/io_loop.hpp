@@ -30,6 +30,11 @@ public:
     std::mutex& device_lock() noexcept { return m_device_lock; }
 
     Nanoseconds now() const noexcept override;
+    // A saved or restored machine's time: between freeze() and thaw() it stands still and no timer fires. thaw() puts
+    // it where it would be, had it gone on, and `step` further: a machine that was saved meanwhile finds all its clocks
+    // forward by the same span. Owner's thread, with the vCPUs stopped.
+    void freeze() noexcept;
+    void thaw(Nanoseconds step = 0) noexcept;
     std::unique_ptr<devices::Timer> make_timer(std::function<void()> callback) override;
     void post(std::function<void()> task) override;
     void watch_readable(int fd, std::function<void()> callback) override;
@@ -47,7 +52,9 @@ private:
     UniqueFd m_epoll;
     UniqueFd m_timer;
     UniqueFd m_wake;
-    Nanoseconds m_origin;
+    std::atomic<Nanoseconds> m_origin;
+    static constexpr Nanoseconds k_not_frozen = -1;
+    std::atomic<Nanoseconds> m_frozen_at{k_not_frozen};
 
     std::mutex m_device_lock;
 

@@ -46,10 +46,15 @@ void Machine::start() {
 MachineEnd Machine::wait() {
     for (;;) {
         std::unique_lock lock(m_mutex);
-        m_changed.wait(lock, [this] { return m_power_off || m_reset || m_stop || m_failure; });
-        bool reset_only = m_reset && !m_power_off && !m_stop && !m_failure;
-        if (!reset_only) {
+        m_changed.wait(lock, [this] { return m_power_off || m_reset || m_stop || m_failure || !m_tasks.empty(); });
+        bool goes_on = !m_power_off && !m_stop && !m_failure;
+        if (goes_on && !m_tasks.empty()) {
+            run_tasks(lock);
+            continue;
+        }
+        if (!goes_on) {
             auto end = m_failure ? MachineEnd::Failed : m_power_off ? MachineEnd::PowerOff : MachineEnd::Stopped;
+            auto dropped = std::exchange(m_tasks, {});
             lock.unlock();
             m_vcpus->pause();
             return end;
@@ -64,6 +69,26 @@ MachineEnd Machine::wait() {
         else
             m_vcpus->resume();
     }
+}
+
+void Machine::run_tasks(std::unique_lock<std::mutex>& lock) {
+    auto tasks = std::exchange(m_tasks, {});
+    lock.unlock();
+    m_vcpus->pause();
+    m_loop->freeze();
+    m_paused = Pause{wall_clock_ns(), m_partition->guest_tsc()};
+    for (auto& task : tasks) task();
+    tasks.clear();
+    m_paused.reset();
+    m_loop->thaw();
+    lock.lock();
+    if (!m_stop && !m_power_off && !m_reset && !m_failure) m_vcpus->resume();
+}
+
+void Machine::while_paused(std::function<void()> task) {
+    std::lock_guard lock(m_mutex);
+    m_tasks.push_back(std::move(task));
+    wake_owner();
 }
 
 Result<void> Machine::carry_out_reset() {

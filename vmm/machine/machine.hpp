@@ -7,12 +7,15 @@
 #include <atomic>
 #include <condition_variable>
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
 #include <mutex>
 #include <optional>
 #include <string>
+#include <vector>
 
+#include "base/clock.hpp"
 #include "base/result.hpp"
 #include "devices/core/backends.hpp"
 #include "vmm/accel/accelerator.hpp"
@@ -20,6 +23,7 @@
 #include "vmm/machine/platform.hpp"
 #include "vmm/machine/vcpu_threads.hpp"
 #include "vmm/memory/guest_ram.hpp"
+#include "vmm/snapshot/machine_state.hpp"
 
 namespace coffer::vmm {
 
@@ -48,11 +52,23 @@ public:
     // Any thread: wait() returns Stopped soon.
     void stop() noexcept;
 
+    // Any thread: `task` runs soon on the owner's thread, within wait(), with the vCPUs stopped and time standing
+    // still; then the machine goes on, unless the task called stop(). A machine that has ended drops tasks without a
+    // call.
+    void while_paused(std::function<void()> task);
+    // Within such a task. After an error the machine is as it was.
+    Result<MachineState> save_state();
+    // Before start(), with RAM's content in place or on its way; the flash content is the configuration's. All clocks
+    // go forward by the time that the machine was away. After an error the machine is not to be started.
+    Result<void> restore_state(MachineState const& state);
+
     // After wait(): everything the guest was told is stored, is stored.
     Result<void> close();
 
     IoLoop& loop() noexcept { return *m_loop; }
     Platform& platform() noexcept { return *m_platform; }
+    GuestRam& ram() noexcept { return *m_ram; }
+    Partition const& partition() const noexcept { return *m_partition; }
     // After wait().
     MachineStatistics statistics() const;
 
@@ -62,6 +78,7 @@ private:
     void request_reset() noexcept override;
     void vcpu_ended(unsigned index, std::optional<Error> error);
     Result<void> carry_out_reset();
+    void run_tasks(std::unique_lock<std::mutex>& lock);
     void wake_owner() noexcept;
 
     // Destroyed last to first.
@@ -76,8 +93,16 @@ private:
     bool m_power_off = false;
     bool m_reset = false;
     bool m_stop = false;
+    std::vector<std::function<void()>> m_tasks;
     std::optional<Error> m_failure;
     uint32_t m_resets = 0;
+
+    // Owner's thread: clocks as of when time stopped for a task.
+    struct Pause {
+        int64_t wall;
+        uint64_t guest_tsc;
+    };
+    std::optional<Pause> m_paused;
 };
 
 } // namespace coffer::vmm

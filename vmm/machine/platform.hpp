@@ -1,7 +1,7 @@
 // Everything behind the vCPUs: buses, interrupt controllers, chipset, flash, PCI devices, TPM and firmware tables.
 //
 // Assembly is split by meaning: platform.cpp (construction, reset, firmware description), platform_chipset.cpp,
-// platform_pci.cpp, platform_tpm.cpp.
+// platform_pci.cpp, platform_tpm.cpp, platform_state.cpp (saving and restoring).
 #pragma once
 
 #include <cstdint>
@@ -22,6 +22,7 @@
 #include "vmm/machine/io_dispatch.hpp"
 #include "vmm/machine/io_loop.hpp"
 #include "vmm/memory/guest_ram.hpp"
+#include "vmm/snapshot/machine_state.hpp"
 
 namespace coffer::vmm {
 
@@ -73,6 +74,17 @@ public:
     bool memory_overwrite_requested() const noexcept;
     void memory_was_overwritten() noexcept;
 
+    // With the vCPUs stopped, not under the device lock. drain() returns when no disk and no TPM command is under way.
+    Result<void> drain();
+    // Platform's part of `state`, RAM and backend apart.
+    Result<void> save(MachineState& state);
+    // Whether `state` is one of a platform like this; changes nothing.
+    Result<void> check_fits(MachineState const& state) const;
+    // Before the machine starts, after check_fits(), and never after an error. The flash content is what the platform
+    // was made with. The real-time clock is restored apart, when virtual time has been stepped.
+    Result<void> restore(MachineState const& state);
+    Result<void> restore_clock(MachineState const& state);
+
     // Under the device lock.
     size_t serial_room() const noexcept;
     void serial_receive(Bytes bytes);
@@ -94,6 +106,9 @@ private:
     Result<void> build_tpm();
     Result<void> build_firmware_items();
     firmware::MachineDescription describe() const;
+    SavedPlatform describe_for_saving() const;
+    Result<void> restore_tpm(MachineState const& state);
+    static Result<void> restore_unit(devices::Device& device, MachineState const& state);
     Result<void> attach(IoPort first, uint64_t length, devices::PioDevice& device);
     Result<void> attach(GuestPhysAddr first, uint64_t length, devices::MmioDevice& device);
 

@@ -229,7 +229,7 @@ Result<ByteVector> KvmPartition::save() {
     return encode_fields(state);
 }
 
-Result<void> KvmPartition::restore(Bytes bytes) {
+Result<void> KvmPartition::restore(Bytes bytes, int64_t step) {
     KvmPartitionState state;
     TRY(decode_fields(bytes, state));
     // Guests calibrate once: NTP tolerates 500 ppm, half of which is left to the host's own drift.
@@ -247,7 +247,7 @@ Result<void> KvmPartition::restore(Bytes bytes) {
     TRY(write_controllers(controllers));
     // Before any vCPU runs: a guest that sees its clock jump later may wait for minutes.
     kvm_clock_data clock{};
-    clock.clock = state.clock_ns;
+    clock.clock = state.clock_ns + static_cast<uint64_t>(step);
     TRY(m_vm.call(COFFER_KVM(KVM_SET_CLOCK), &clock));
     return {};
 }

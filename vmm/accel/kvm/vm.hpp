@@ -30,7 +30,7 @@ public:
     DirtyLog* dirty_log() noexcept override { return m_memory.get(); }
     Result<void> reset() override;
     Result<ByteVector> save() override;
-    Result<void> restore(Bytes state) override;
+    Result<void> restore(Bytes state, int64_t step) override;
     uint64_t tsc_hz() const noexcept override { return uint64_t{m_tsc_khz} * 1000; }
     uint64_t guest_tsc() const noexcept override;
     CpuidRegisters guest_cpuid(uint32_t leaf, uint32_t subleaf) const noexcept override;
