@@ -54,6 +54,10 @@ void print_status(VmStatus const& status) {
         print_row("uuid", status.summary->uuid.to_string());
         if (status.summary->running && *status.summary->running > 0)
             print_row("process", fmt::format("{}", *status.summary->running));
+        if (status.live) {
+            print_row("backend", status.live->backend);
+            print_row("uptime", format_span(status.live->uptime_ms / 1000));
+        }
         print_protection(status);
     }
     if (status.config) print_config(*status.config);

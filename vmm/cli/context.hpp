@@ -45,6 +45,7 @@ void register_provider(CLI::App& app, Context& context);
 void register_create(CLI::App& app, Context& context);
 void register_list(CLI::App& app, Context& context);
 void register_show(CLI::App& app, Context& context);
+void register_stop(CLI::App& app, Context& context);
 void register_remove(CLI::App& app, Context& context);
 void register_run(CLI::App& app, Context& context);
 void register_tpm(CLI::App& app, Context& context);

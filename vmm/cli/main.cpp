@@ -39,6 +39,7 @@ int run(int argc, char** argv) {
     register_list(app, context);
     register_run(app, context);
     register_show(app, context);
+    register_stop(app, context);
     register_remove(app, context);
     register_tpm(app, context);
     try {

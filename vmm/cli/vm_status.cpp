@@ -2,6 +2,7 @@
 
 #include <nlohmann/json.hpp>
 
+#include "vmm/control/client.hpp"
 #include "vmm/home/home_open.hpp"
 
 namespace coffer::cli {
@@ -19,6 +20,20 @@ Result<crypto::BundleKey> VmInspector::unwrap(vmm::BundleHeader const& header) {
     if (!m_keeper) m_keeper.emplace(TRY(vmm::KeeperProcess::start(m_root, m_options)));
     return m_keeper->unwrap(header);
 }
+
+namespace {
+
+// Nothing where the home's user takes no requests, or does not answer: what is not told is not shown.
+std::optional<vmm::control::StatusAnswer> ask_vm(vmm::HomeLocation const& location) {
+    constexpr Nanoseconds k_patience = 5 * k_ns_per_s;
+    auto client = vmm::control::Client::connect(location);
+    if (!client) return std::nullopt;
+    auto answer = client->call(vmm::control::StatusRequest{}, {.silence_limit = k_patience});
+    if (!answer) return std::nullopt;
+    return std::move(*answer);
+}
+
+} // namespace
 
 Result<VmStatus> VmInspector::inspect(std::string const& name) {
     vmm::HomeLocation const location{m_root, name};
@@ -42,7 +57,10 @@ Result<VmStatus> VmInspector::inspect(std::string const& name) {
         status.state = VmState::Locked;
         status.reason = home.error().message();
     }
-    if (status.summary && status.summary->running) status.state = VmState::Running;
+    if (status.summary && status.summary->running) {
+        status.state = VmState::Running;
+        status.live = ask_vm(location);
+    }
     return status;
 }
 
@@ -84,6 +102,10 @@ nlohmann::json to_json(VmStatus const& status) {
                              {"generation", file.generation},
                              {"written", file.written}});
         json["files"] = std::move(files);
+    }
+    if (status.live) {
+        json["backend"] = status.live->backend;
+        json["uptime"] = static_cast<double>(status.live->uptime_ms) / 1000;
     }
     if (status.config) json["config"] = config_json(*status.config);
     return json;

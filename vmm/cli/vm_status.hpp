@@ -8,6 +8,7 @@
 #include <nlohmann/json_fwd.hpp>
 
 #include "keyprovider/registry.hpp"
+#include "vmm/control/status.hpp"
 #include "vmm/home/home_admin.hpp"
 #include "vmm/home/keeper_client.hpp"
 
@@ -23,10 +24,11 @@ std::string_view to_string(VmState state) noexcept;
 struct VmStatus {
     std::string name;
     VmState state = VmState::Off;
-    std::string reason;                      // of Locked
-    std::optional<vmm::HomeSummary> summary; // nothing where not even that is readable
-    std::optional<ProviderInfo> provider;    // of an encrypted home, where this host has it
-    std::optional<vmm::VmConfig> config;     // where the home opens
+    std::string reason;                             // of Locked
+    std::optional<vmm::HomeSummary> summary;        // nothing where not even that is readable
+    std::optional<ProviderInfo> provider;           // of an encrypted home, where this host has it
+    std::optional<vmm::VmConfig> config;            // where the home opens
+    std::optional<vmm::control::StatusAnswer> live; // what the process that runs the VM says
 };
 
 // Looks at VMs of one root. Keeps one keeper for all of them, started when first needed.

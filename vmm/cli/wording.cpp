@@ -33,6 +33,16 @@ std::string format_time(int64_t seconds) {
     return text;
 }
 
+std::string format_span(uint64_t seconds) {
+    constexpr uint64_t k_minute = 60;
+    constexpr uint64_t k_hour = 60 * k_minute;
+    constexpr uint64_t k_day = 24 * k_hour;
+    if (seconds >= k_day) return fmt::format("{} d {} h", seconds / k_day, seconds % k_day / k_hour);
+    if (seconds >= k_hour) return fmt::format("{} h {} min", seconds / k_hour, seconds % k_hour / k_minute);
+    if (seconds >= k_minute) return fmt::format("{} min {} s", seconds / k_minute, seconds % k_minute);
+    return fmt::format("{} s", seconds);
+}
+
 std::string format_hex(Bytes bytes) {
     std::string text;
     for (std::byte b : bytes) text += fmt::format("{:02x}", std::to_integer<unsigned>(b));

@@ -19,6 +19,9 @@ std::string format_size(uint64_t bytes);
 // Local time, "2026-11-20 09:30:00".
 std::string format_time(int64_t seconds);
 
+// "4 s", "3 min 4 s", "2 h 3 min", "5 d 2 h": the two largest units.
+std::string format_span(uint64_t seconds);
+
 // Two lower-case digits a byte.
 std::string format_hex(Bytes bytes);
 

@@ -30,6 +30,7 @@ public:
     HomeBase(HomeLocation location, std::optional<HomeLock> lock);
 
     VmConfig const& config() const noexcept override { return m_config; }
+    HomeLocation const& location() const noexcept override { return m_location; }
     bool first_seen() const noexcept override { return m_first_seen; }
     devices::NvStore& store(HomeFile file) noexcept override { return m_stores[static_cast<size_t>(file)]; }
 

@@ -90,6 +90,7 @@ public:
     // Changes only by commit(HomeFile::Config), which must not run while another thread looks at it.
     virtual VmConfig const& config() const noexcept = 0;
     virtual bool encrypted() const noexcept = 0;
+    virtual HomeLocation const& location() const noexcept = 0;
     // Whether this host had no record of the home before it was opened: its age could not be judged.
     virtual bool first_seen() const noexcept = 0;
 

@@ -1,10 +1,15 @@
 #include "vmm/machine/run_vm.hpp"
 
+#include <csignal>
 #include <fcntl.h>
 #include <unistd.h>
 
 #include "base/file.hpp"
 #include "base/log.hpp"
+#include "vmm/control/rekey.hpp"
+#include "vmm/control/server.hpp"
+#include "vmm/control/status.hpp"
+#include "vmm/control/stop.hpp"
 #include "vmm/machine/agent_session.hpp"
 #include "vmm/machine/console.hpp"
 #include "vmm/machine/machine.hpp"
@@ -40,6 +45,9 @@ private:
     Result<PlatformConfig> make_config();
     Result<void> open_serial(PlatformConfig& config);
     Result<void> start_watching();
+    Result<void> make_control();
+    control::StatusAnswer status();
+    void ask_to_stop(bool force);
     bool console_is_standard_streams() const {
         return !m_options.command && (!m_options.serial || *m_options.serial == "-");
     }
@@ -61,6 +69,9 @@ private:
     // Under the device lock while the machine runs.
     std::optional<RunOutcome> m_asked_end;
     std::optional<Error> m_agent_error;
+    Nanoseconds m_powered_on = 0;
+    std::atomic<control::RunState> m_state{control::RunState::Running};
+    std::unique_ptr<control::Server> m_control; // last: its handlers use the others
 };
 
 Result<std::unique_ptr<Partition>> Runner::make_partition() {
@@ -120,6 +131,7 @@ Result<PlatformConfig> Runner::make_config() {
 
 void Runner::end_with(RunEnd end, int code) {
     if (!m_asked_end) m_asked_end = RunOutcome{end, code};
+    m_state = control::RunState::Ending;
     m_machine->stop();
 }
 
@@ -150,6 +162,41 @@ Result<void> Runner::start_watching() {
     return {};
 }
 
+control::StatusAnswer Runner::status() {
+    return {.backend = m_backend,
+            .pid = static_cast<uint32_t>(::getpid()),
+            .uptime_ms = static_cast<uint64_t>((monotonic_now() - m_powered_on) / k_ns_per_ms),
+            .state = m_state};
+}
+
+void Runner::ask_to_stop(bool force) {
+    std::lock_guard lock(m_machine->loop().device_lock());
+    if (force)
+        end_with(RunEnd::Interrupted, SIGTERM);
+    else
+        m_machine->platform().press_power_button();
+}
+
+Result<void> Runner::make_control() {
+    m_control = TRY(control::Server::create(m_home.location()));
+    m_control->on<control::StatusRequest>(
+        [this](control::StatusRequest const&, control::Conversation&) -> Result<control::StatusAnswer> {
+            return status();
+        });
+    m_control->on<control::StopRequest>(
+        [this](control::StopRequest const& request, control::Conversation&) -> Result<control::NoAnswer> {
+            ask_to_stop(request.force);
+            return control::NoAnswer{};
+        });
+    m_control->on<control::RekeyRequest>(
+        [this](control::RekeyRequest const& request, control::Conversation& with) -> Result<control::NoAnswer> {
+            auto seal = TRY(control::seal_of(request, with.take_key()));
+            TRY(m_home.rekey(std::move(seal)));
+            return control::NoAnswer{};
+        });
+    return {};
+}
+
 void Runner::report() {
     if (!m_options.verbose) return;
     auto statistics = m_machine->statistics();
@@ -175,9 +222,13 @@ Result<RunOutcome> Runner::run() {
     auto config = TRY(make_config());
     m_machine = TRY(Machine::create(std::move(config), std::move(partition)));
     TRY(start_watching());
+    TRY(make_control());
     TRY(enter_sandbox());
+    m_powered_on = monotonic_now();
     m_machine->start();
+    m_control->start();
     auto end = m_machine->wait();
+    m_control.reset();
     auto closed = m_machine->close();
     // No thread of the machine's runs from here on, so the members need no lock.
     m_input.reset();

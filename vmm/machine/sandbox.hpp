@@ -1,6 +1,6 @@
 // What the guest-facing process may still ask of the host's kernel once the guest runs.
 //
-// A guest that breaks out of a device or of the software CPU finds a process that cannot start programs, open sockets,
+// A guest that breaks out of a device or of the software CPU finds a process that cannot start programs, make sockets,
 // trace others, change its identity, or make new executable memory. Files stay reachable: the home is replaced file by
 // file (see docs/threat-model.md for what this does not hold off).
 #pragma once
