@@ -67,6 +67,9 @@ constexpr uint64_t k_pm_size = 128;
 // GSIs.
 constexpr unsigned k_gsi_pit = 0;
 constexpr unsigned k_gsi_com1 = 4;
+// Free on a PC, and below 16: Linux (drivers/char/tpm/tpm_tis_core.c, tpm_tis_probe_irq_single) writes the interrupt's
+// number into TPM_INT_VECTOR, which has four bits.
+constexpr unsigned k_gsi_tpm_tis = 5;
 constexpr unsigned k_gsi_rtc = 8;
 constexpr unsigned k_gsi_sci = 9;
 constexpr unsigned k_gsi_pci_first = 16;  // PIRQ A-H on 16-23

@@ -11,6 +11,7 @@ namespace {
 #include "dsdt.hex"
 #include "ssdt_hpet.hex"
 #include "ssdt_tpm.hex"
+#include "ssdt_tpm_irq.hex"
 
 } // namespace
 
@@ -22,6 +23,9 @@ Bytes compiled_ssdt_hpet() noexcept {
 }
 Bytes compiled_ssdt_tpm() noexcept {
     return std::as_bytes(std::span(ssdt_tpm_aml_code));
+}
+Bytes compiled_ssdt_tpm_irq() noexcept {
+    return std::as_bytes(std::span(ssdt_tpm_irq_aml_code));
 }
 
 // Places are looked up in the compiled bytes, so that a value put in earlier is never taken for a placeholder.

@@ -28,5 +28,6 @@ private:
 Bytes compiled_dsdt() noexcept;
 Bytes compiled_ssdt_hpet() noexcept;
 Bytes compiled_ssdt_tpm() noexcept;
+Bytes compiled_ssdt_tpm_irq() noexcept;
 
 } // namespace coffer::firmware::acpi

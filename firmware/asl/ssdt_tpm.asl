@@ -4,7 +4,7 @@
  *
  * The PPI page is laid out as edk2 (OvmfPkg/Include/IndustryStandard/QemuTpm.h) reads it. It is accessed byte by byte
  * through fields alone: Windows refuses DerefOf on a field in SystemMemory. Placeholders: register base, register
- * size, PPI page (twice); see dsdt.asl.
+ * size, PPI page (twice), and, where TPM_INTERRUPT is defined, the interrupt; see dsdt.asl.
  */
 DefinitionBlock ("", "SSDT", 2, "COFFER", "TPM2", 0x00000001)
 {
@@ -17,6 +17,9 @@ DefinitionBlock ("", "SSDT", 2, "COFFER", "TPM2", 0x00000001)
         Name (_CRS, ResourceTemplate ()
         {
             Memory32Fixed (ReadWrite, 0x95D80000, 0x0119E000)
+#ifdef TPM_INTERRUPT
+            Interrupt (ResourceConsumer, Level, ActiveLow, Exclusive) { 0x95DA0000 }
+#endif
         })
 
         OperationRegion (PPI, SystemMemory, 0x95D90000, 0x0400)

@@ -79,6 +79,7 @@ firmware::MachineDescription Platform::describe() const {
                                                          : firmware::TpmKind::None;
     machine.tpm.base = layout::k_tpm.value();
     machine.tpm.ppi_base = layout::k_tpm_ppi.value();
+    if (m_config.vm.tpm == TpmKind::Tis) machine.tpm.gsi = layout::k_gsi_tpm_tis;
     machine.reserved.push_back({layout::k_kvm_identity_map.value(), layout::k_kvm_reserved_size});
     machine.boot_order = m_pci->boot_order;
     return machine;

@@ -26,7 +26,7 @@ Result<void> Platform::build_tpm() {
         TRY(attach(layout::k_tpm, layout::k_tpm_crb_size, *m_tpm->crb));
         m_devices.push_back(m_tpm->crb.get());
     } else {
-        m_tpm->tis = TRY(devices::TpmTis::create(*m_tpm->backend, scheduler));
+        m_tpm->tis = TRY(devices::TpmTis::create(*m_tpm->backend, scheduler, {*m_irqs, layout::k_gsi_tpm_tis}));
         TRY(attach(layout::k_tpm, layout::k_tpm_tis_size, *m_tpm->tis));
         m_devices.push_back(m_tpm->tis.get());
     }

@@ -18,6 +18,7 @@ int main(int argc, char** argv) {
     }
     firmware::MachineDescription machine = tests::test_machine();
     machine.tpm.kind = kinds.at(argv[2]);
+    if (machine.tpm.kind == firmware::TpmKind::Tis) machine.tpm.gsi = 5;
     std::string_view cpus = argv[3];
     std::from_chars(cpus.data(), cpus.data() + cpus.size(), machine.cpu_count);
 

@@ -250,6 +250,7 @@ TEST(Acpi, TpmDeviceCoversItsRegisters) {
     for (TpmKind kind : {TpmKind::Crb, TpmKind::Tis}) {
         MachineDescription machine = test_machine();
         machine.tpm.kind = kind;
+        if (kind == TpmKind::Tis) machine.tpm.gsi = 5;
         ByteVector ssdt = linked(machine).find("SSDT", "TPM2").bytes;
         // Memory32Fixed: 0x86, length 9, read-write, base, length (section 6.4.3.4).
         struct [[gnu::packed]] {
@@ -262,6 +263,16 @@ TEST(Acpi, TpmDeviceCoversItsRegisters) {
         expected.size =
             static_cast<uint32_t>(kind == TpmKind::Crb ? vmm::layout::k_tpm_crb_size : vmm::layout::k_tpm_tis_size);
         EXPECT_EQ(count_value(ssdt, expected), 1u);
+        // Extended interrupt descriptor: 0x89, length 6, consumer, level, active low, exclusive, one interrupt
+        // (section 6.4.3.6).
+        struct [[gnu::packed]] {
+            uint8_t tag = 0x89;
+            uint16_t length = 6;
+            uint8_t flags = 0x05;
+            uint8_t count = 1;
+            uint32_t gsi = 5;
+        } interrupt;
+        EXPECT_EQ(count_value(ssdt, interrupt), kind == TpmKind::Tis ? 1u : 0u);
         EXPECT_EQ(count_value<uint32_t>(ssdt, static_cast<uint32_t>(vmm::layout::k_tpm_ppi.value())), 2u);
         EXPECT_EQ(count(ssdt, as_bytes("1.3")), 1u);
         EXPECT_EQ(count(ssdt, as_bytes("MSFT0101")), 1u);
