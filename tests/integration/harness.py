@@ -89,10 +89,10 @@ class HostTest(unittest.TestCase):
     def create(self, name, *options):
         self.ok("create", name, "--memory", "512M", *options)
 
-    def run_in_guest(self, name, command, *options, code=0):
+    def run_in_guest(self, name, command, *options, code=0, cmdline=CMDLINE):
         """Boots the demo guest's kernel, runs `command` by its agent, and gives its standard output."""
         done = self.host.coffer("run", name, "--accel", "soft", "--kernel", IMAGES / "vmlinuz", "--initrd",
-                                IMAGES / "initrd.img", "--cmdline", CMDLINE, "--exec", command,
+                                IMAGES / "initrd.img", "--cmdline", cmdline, "--exec", command,
                                 "--timeout", BOOT_LIMIT, *options, limit=BOOT_LIMIT + 60)
         self.assertEqual(done.returncode, code,
                          f"in the guest: {command}\n{done.stdout[-6000:]}\n{done.stderr[-6000:]}")
