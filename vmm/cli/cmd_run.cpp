@@ -1,10 +1,12 @@
 // coffer run NAME
 #include <CLI/CLI.hpp>
+#include <fmt/ranges.h>
 #include <unistd.h>
 
 #include "base/log.hpp"
 #include "vmm/cli/context.hpp"
 #include "vmm/cli/exit_codes.hpp"
+#include "vmm/machine/host_memory.hpp"
 #include "vmm/machine/run_vm.hpp"
 
 namespace coffer::cli {
@@ -21,6 +23,7 @@ struct RunArguments {
     double timeout = 0;
     std::string serial;
     bool verbose = false;
+    bool lock_memory = false;
     int passphrase_fd = -1;
 };
 
@@ -59,6 +62,19 @@ int exit_code(vmm::RunOutcome const& outcome, std::string_view name) {
     return to_int(ExitCode::Internal);
 }
 
+// Before the VM's state is read and the guest's memory made.
+Result<void> protect_memory(vmm::HomeSession const& home, bool lock) {
+    if (lock) return vmm::lock_memory(home.config().memory);
+    auto swaps = vmm::unprotected_swaps();
+    if (!swaps)
+        log::warning("cannot tell whether this host's swap is encrypted: {}", swaps.error().message());
+    else if (!swaps->empty())
+        log::warning("this host swaps to {}, which is not known to be encrypted: what is in the guest's memory can get "
+                     "there; --lock-memory keeps it out",
+                     fmt::join(*swaps, ", "));
+    return {};
+}
+
 Result<int> run(Context const& context, RunArguments const& arguments) {
     if (arguments.verbose) log::set_level(log::Level::Info);
     auto options = TRY(run_options(arguments));
@@ -66,7 +82,8 @@ Result<int> run(Context const& context, RunArguments const& arguments) {
     auto home = TRY(vmm::unlock_home(location, Context::keeper_options(arguments.passphrase_fd)));
     if (home->first_seen())
         log::warning("this host sees the home of {} for the first time, and cannot tell whether it is an old copy",
-                  arguments.name);
+                     arguments.name);
+    TRY(protect_memory(*home, arguments.lock_memory));
     return exit_code(TRY(vmm::run_vm(*home, std::move(options))), arguments.name);
 }
 
@@ -89,6 +106,8 @@ void register_run(CLI::App& app, Context& context) {
         ->check(CLI::PositiveNumber);
     verb->add_option("--serial", arguments->serial, "Write the serial console to FILE, or to standard output for -");
     verb->add_flag("--verbose", arguments->verbose, "Say which backend runs and why, and print counters at the end");
+    verb->add_flag("--lock-memory", arguments->lock_memory,
+                   "Keep the guest's memory and all else of this process from being swapped out");
     add_passphrase_option(*verb, arguments->passphrase_fd);
     verb->footer("The terminal is the guest's serial console: Ctrl-A x ends the VM, Ctrl-A h helps.");
     verb->callback(

@@ -1,5 +1,7 @@
 #include "vmm/memory/guest_ram.hpp"
 
+#include <cstdio>
+#include <fstream>
 #include <gtest/gtest.h>
 
 #include "vmm/layout.hpp"
@@ -52,6 +54,27 @@ TEST(GuestRam, ReportsWritesAndWipes) {
     std::array<std::byte, 6> back{std::byte{1}};
     ASSERT_TRUE(ram->read(GuestPhysAddr{0x1000}, back));
     for (std::byte b : back) EXPECT_EQ(b, std::byte{0});
+}
+
+// "dd" of VmFlags is "do not include area into core dump" (proc(5), smaps).
+TEST(GuestRam, IsLeftOutOfCoreDumps) {
+    auto ram = GuestRam::create(4 * k_mib);
+    ASSERT_TRUE(ram);
+    for (auto const& region : ram->regions()) {
+        // SAFETY: the address as a number.
+        auto const address = reinterpret_cast<uintptr_t>(region.host);
+        std::ifstream smaps("/proc/self/smaps");
+        std::string line;
+        bool inside = false;
+        bool left_out = false;
+        while (std::getline(smaps, line)) {
+            unsigned long first = 0;
+            unsigned long end = 0;
+            if (std::sscanf(line.c_str(), "%lx-%lx ", &first, &end) == 2) inside = first <= address && address < end;
+            if (inside && line.starts_with("VmFlags:")) left_out = line.find(" dd") != std::string::npos;
+        }
+        EXPECT_TRUE(left_out);
+    }
 }
 
 } // namespace
