@@ -1,10 +1,11 @@
-// Runs code in a child process under ptrace(2), and stops or fails it at the n-th system call that writes to a file
-// system: what a crash, a full disk or a broken one do to it.
+// Runs code in a child process under ptrace(2), and looks at its system calls, or stops or fails it at the n-th one
+// that writes to a file system: what a crash, a full disk or a broken one do to it.
 #pragma once
 
 #include <cerrno>
 #include <cstdint>
 #include <functional>
+#include <optional>
 #include <stdexcept>
 #include <vector>
 
@@ -18,11 +19,17 @@
 
 namespace coffer::tests {
 
-enum class Fault { Kill, Eio, Enospc };
+enum class Fault {
+    Kill,
+    Eio,
+    Enospc, // of calls that take up space: what writes, makes a file or a folder
+    Erofs,
+};
 
 struct PlannedFault {
     unsigned at; // number of the writing system call, from 0
     Fault fault;
+    bool stays = false; // and every later one, too
 };
 
 struct TracedRun {
@@ -52,8 +59,30 @@ inline bool writes_files(user_regs_struct const& regs) {
     }
 }
 
-// `work` runs in the child and gives its exit code; it must not use threads.
-inline TracedRun run_traced(std::function<int()> const& work, std::vector<PlannedFault> const& plan) {
+// Whether a full disk refuses it.
+inline bool takes_space(user_regs_struct const& regs) {
+    switch (regs.orig_rax) {
+    case SYS_open:
+    case SYS_openat:
+    case SYS_write:
+    case SYS_pwrite64:
+    case SYS_ftruncate:
+    case SYS_mkdir:
+    case SYS_mkdirat: return true;
+    default: return false;
+    }
+}
+
+// Called at each of the child's system calls.
+struct SyscallWatcher {
+    // Before it; a value is its result, and the call is not made. May kill the child.
+    std::function<std::optional<long>(pid_t child, user_regs_struct const& before)> entering;
+    // After it, with the registers from before it. May be empty.
+    std::function<void(pid_t child, user_regs_struct const& before, long result)> left = {};
+};
+
+// `work` runs in the child and gives its exit code; it must not use threads. `writes` is not counted.
+inline TracedRun run_watched(std::function<int()> const& work, SyscallWatcher const& watcher) {
     pid_t const child = ::fork();
     if (child < 0) throw std::runtime_error("fork failed");
     if (child == 0) {
@@ -66,7 +95,8 @@ inline TracedRun run_traced(std::function<int()> const& work, std::vector<Planne
     ::waitpid(child, &status, 0);
     // SAFETY: the kernel takes option bits and signal numbers in the data pointer.
     ::ptrace(PTRACE_SETOPTIONS, child, nullptr, reinterpret_cast<void*>(PTRACE_O_TRACESYSGOOD | PTRACE_O_EXITKILL));
-    long forced_result = 0;
+    std::optional<long> forced_result;
+    user_regs_struct before{};
     bool entering = true;
     long signal_to_pass = 0;
     for (;;) {
@@ -88,22 +118,48 @@ inline TracedRun run_traced(std::function<int()> const& work, std::vector<Planne
         }
         user_regs_struct regs{};
         ::ptrace(PTRACE_GETREGS, child, nullptr, &regs);
-        if (entering && writes_files(regs)) {
-            for (auto const& planned : plan) {
-                if (planned.at != run.writes) continue;
+        if (entering) {
+            before = regs;
+            forced_result = watcher.entering ? watcher.entering(child, before) : std::nullopt;
+            if (forced_result) {
                 regs.orig_rax = ~uint64_t{0}; // no system call is made
-                forced_result = planned.fault == Fault::Enospc ? -ENOSPC : -EIO;
                 ::ptrace(PTRACE_SETREGS, child, nullptr, &regs);
-                if (planned.fault == Fault::Kill) ::kill(child, SIGKILL);
             }
-            ++run.writes;
-        } else if (!entering && forced_result != 0) {
-            regs.rax = static_cast<unsigned long long>(forced_result);
-            ::ptrace(PTRACE_SETREGS, child, nullptr, &regs);
-            forced_result = 0;
+        } else {
+            if (forced_result) {
+                regs.rax = static_cast<unsigned long long>(*forced_result);
+                ::ptrace(PTRACE_SETREGS, child, nullptr, &regs);
+            }
+            if (watcher.left) watcher.left(child, before, static_cast<long>(regs.rax));
         }
         entering = !entering;
     }
+}
+
+inline TracedRun run_traced(std::function<int()> const& work, std::vector<PlannedFault> const& plan) {
+    unsigned writes = 0;
+    auto run = run_watched(work, {.entering = [&](pid_t child, user_regs_struct const& regs) -> std::optional<long> {
+                               if (!writes_files(regs)) return std::nullopt;
+                               unsigned const number = writes++;
+                               std::optional<long> result;
+                               for (auto const& planned : plan) {
+                                   if (planned.at != number && !(planned.stays && planned.at < number)) continue;
+                                   switch (planned.fault) {
+                                   case Fault::Kill:
+                                       ::kill(child, SIGKILL);
+                                       result = -EIO; // it is not made any more
+                                       break;
+                                   case Fault::Eio: result = -EIO; break;
+                                   case Fault::Erofs: result = -EROFS; break;
+                                   case Fault::Enospc:
+                                       if (!planned.stays || takes_space(regs)) result = -ENOSPC;
+                                       break;
+                                   }
+                               }
+                               return result;
+                           }});
+    run.writes = writes;
+    return run;
 }
 
 } // namespace coffer::tests

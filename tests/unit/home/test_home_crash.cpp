@@ -121,7 +121,54 @@ TEST_P(FailingDisk, NextCommitSucceeds) {
     }
     EXPECT_TRUE(failed_once);
 }
-INSTANTIATE_TEST_SUITE_P(Faults, FailingDisk, testing::Values(Fault::Eio, Fault::Enospc));
+INSTANTIATE_TEST_SUITE_P(Faults, FailingDisk, testing::Values(Fault::Eio, Fault::Enospc, Fault::Erofs));
+
+// From some call on, the disk refuses for good: every commit says so, clearly. When it is back, the home opens, and has
+// what was acknowledged.
+TEST_P(FailingDisk, StaysBroken) {
+    auto const fault = GetParam();
+    std::string_view const reason = fault == Fault::Enospc  ? "No space left on device"
+                                    : fault == Fault::Erofs ? "Read-only file system"
+                                                            : "Input/output error";
+    auto const code = fault == Fault::Enospc  ? ErrorCode::NoSpace
+                      : fault == Fault::Erofs ? ErrorCode::Permission
+                                              : ErrorCode::Io;
+    // How many commits succeeded; 50 where the first that failed does not say why, 60 where one succeeds after it.
+    auto commit_three = [&] {
+        auto home = m_host.open("vm");
+        if (!home) return home.error().message().find(reason) != std::string::npos ? 0 : 50;
+        int done = 0;
+        bool failed = false;
+        for (std::string_view text : {"one", "two", "three"}) {
+            auto committed = (*home)->commit(HomeFile::Tpm, as_bytes(text));
+            if (committed && failed) return 60;
+            if (committed) {
+                ++done;
+                continue;
+            }
+            failed = true;
+            auto const& message = committed.error().message();
+            if (committed.error().code() != code || message.find(reason) == std::string::npos ||
+                message.find(m_folder.path().native()) == std::string::npos)
+                return 50;
+        }
+        return done;
+    };
+    std::array const contents{m_tpm, bytes_of("one"), bytes_of("two"), bytes_of("three")};
+    for (unsigned at = 0; at < k_most_writes; ++at) {
+        rewind();
+        auto run = run_traced(commit_three, {{at, fault, true}});
+        ASSERT_LT(run.exit_code, 4) << at;
+        auto tpm = reopened_tpm();
+        auto const found = std::find(contents.begin(), contents.end(), tpm) - contents.begin();
+        ASSERT_LT(found, 4) << at;
+        EXPECT_GE(found, run.exit_code) << at;
+        if (run.exit_code == 3) {
+            EXPECT_GE(at, 15U);
+            break;
+        }
+    }
+}
 
 // The disk fails once, the machine goes on and commits again, and is stopped in that. All pairs.
 TEST_F(HomeCrash, StoppedAfterAFailure) {

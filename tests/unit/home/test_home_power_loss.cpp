@@ -1,0 +1,164 @@
+// The home after a power failure, at every system call that writes, in every state that a file system may leave it in
+// (tests/support/crash_model.hpp): it opens at the old state or the new one, and what was acknowledged is there.
+#include "tests/support/crash_model.hpp"
+#include "tests/unit/home/home_fixture.hpp"
+
+namespace coffer::vmm::tests {
+namespace {
+
+using coffer::tests::CrashModel;
+
+class PowerLoss : public HomeTest {
+protected:
+    CrashModel make_model(CrashModel::Promise promise = CrashModel::Promise::All) {
+        return CrashModel({m_folder.path() / "root", m_folder.path() / "state"}, promise);
+    }
+    int commit_all(std::vector<std::string> const& texts) {
+        auto home = m_host.open("vm");
+        if (!home) return 1;
+        for (auto const& text : texts) {
+            if (!(*home)->commit(HomeFile::Tpm, as_bytes(text))) return 2;
+            CrashModel::mark();
+        }
+        return 0;
+    }
+    // What the home's TPM state is, for two writers one after the other; empty where it does not open as it should.
+    ByteVector reopened_tpm(std::string& why) {
+        ByteVector first;
+        for (int time = 0; time < 2; ++time) {
+            auto home = m_host.open("vm");
+            if (!home) {
+                why = home.error().message();
+                return {};
+            }
+            auto nvram = (*home)->load(HomeFile::Nvram);
+            auto tpm = (*home)->load(HomeFile::Tpm);
+            if (!nvram || *nvram != m_nvram || !tpm || (time == 1 && *tpm != first)) {
+                why = "content";
+                return {};
+            }
+            first = *tpm;
+        }
+        return first;
+    }
+    // The number of states until the first in which a home is lost or something acknowledged is; none: all.
+    std::pair<size_t, std::string> first_fault(CrashModel& model, std::vector<std::string> const& texts) {
+        std::string fault;
+        std::vector<ByteVector> contents{m_tpm};
+        for (auto const& text : texts) contents.push_back(bytes_of(text));
+        auto const tried = model.for_each_state([&](CrashModel::State const& state) {
+            std::string why;
+            auto tpm = reopened_tpm(why);
+            auto at = std::find(contents.begin(), contents.end(), tpm) - contents.begin();
+            if (static_cast<size_t>(at) == contents.size())
+                fault = fmt::format("{}: {}", state.what, why);
+            else if (static_cast<unsigned>(at) < state.marks)
+                fault = fmt::format("{}: content {} though {} was acknowledged", state.what, at, state.marks);
+            return fault.empty();
+        });
+        return {tried, fault};
+    }
+};
+
+TEST_F(PowerLoss, ACommitIsThereOrNot) {
+    auto model = make_model();
+    std::string const large(10'000, 'L'); // three units
+    ASSERT_EQ(model.record([&] { return commit_all({"one", large}); }), 0);
+    auto [tried, fault] = first_fault(model, {"one", large});
+    EXPECT_EQ(fault, "");
+    EXPECT_GT(tried, 200U);
+    RecordProperty("states", static_cast<int>(tried));
+    fmt::print("{} system calls, {} states\n", model.calls(), tried);
+}
+
+// The check sees what it is there to see.
+TEST_F(PowerLoss, WithoutSyncOfFilesHomesAreLost) {
+    auto model = make_model(CrashModel::Promise::NoFileSync);
+    ASSERT_EQ(model.record([&] { return commit_all({"one"}); }), 0);
+    EXPECT_NE(first_fault(model, {"one"}).second, "");
+}
+TEST_F(PowerLoss, WithoutSyncOfFoldersHomesAreLost) {
+    auto model = make_model(CrashModel::Promise::NoFolderSync);
+    ASSERT_EQ(model.record([&] { return commit_all({"one"}); }), 0);
+    EXPECT_NE(first_fault(model, {"one"}).second, "");
+}
+
+TEST_F(PowerLoss, ANewHomeIsThereOrNot) {
+    auto model = make_model();
+    auto config = make_config("made");
+    ASSERT_EQ(model.record([&] { return m_host.create(config, m_nvram) ? 0 : 1; }), 0);
+    std::string fault;
+    auto const tried = model.for_each_state([&](CrashModel::State const& state) {
+        auto home = m_host.open("made");
+        if (home && *(*home)->load(HomeFile::Nvram) == m_nvram) return true;
+        if (home || home.error().code() != ErrorCode::NotFound || state.finished) {
+            fault = fmt::format("{}: {}", state.what, home ? "content" : home.error().message());
+            return false;
+        }
+        // And it can be made then.
+        if (auto made = m_host.create(config, m_nvram); !made || !m_host.open("made"))
+            fault = fmt::format("{}: cannot be made again", state.what);
+        return fault.empty();
+    });
+    EXPECT_EQ(fault, "");
+    RecordProperty("states", static_cast<int>(tried));
+    fmt::print("{} system calls, {} states\n", model.calls(), tried);
+}
+
+TEST_F(PowerLoss, ARemovedHomeIsThereOrNot) {
+    auto model = make_model();
+    ASSERT_EQ(model.record([&] { return remove_home(m_host.location("vm")) ? 0 : 1; }), 0);
+    std::string fault;
+    auto const tried = model.for_each_state([&](CrashModel::State const& state) {
+        auto home = m_host.open("vm");
+        bool const sound = home ? !state.finished && *(*home)->load(HomeFile::Tpm) == m_tpm
+                                : home.error().code() == ErrorCode::NotFound;
+        if (!sound) fault = fmt::format("{}: {}", state.what, home ? "there" : home.error().message());
+        return sound;
+    });
+    EXPECT_EQ(fault, "");
+    RecordProperty("states", static_cast<int>(tried));
+    fmt::print("{} system calls, {} states\n", model.calls(), tried);
+}
+
+HomeSeal other_seal() {
+    return {*crypto::random_uuid(),
+            *KeyId::parse("1/other-key"),
+            {bytes_of("wrapped otherwise")},
+            *crypto::BundleKey::random()};
+}
+
+TEST_F(PowerLoss, ARekeyedHomeOpensWithTheOldKeyOrTheNewOne) {
+    auto model = make_model();
+    auto seal = other_seal();
+    auto const new_key = copy_of(seal.key);
+    ASSERT_EQ(model.record([&] {
+        auto home = m_host.open("vm");
+        return home && (*home)->rekey(std::move(seal)) ? 0 : 1;
+    }),
+              0);
+    std::string fault;
+    unsigned at_new = 0;
+    auto const tried = model.for_each_state([&](CrashModel::State const& state) {
+        bool is_new = false;
+        auto home = open_home(m_host.location("vm"), HomeAccess::Writer,
+                              [&](BundleHeader const& header) -> Result<crypto::BundleKey> {
+                                  is_new = header.key_id == "1/other-key";
+                                  return copy_of(is_new ? new_key : m_host.key());
+                              });
+        if (!home)
+            fault = fmt::format("{}: {}", state.what, home.error().message());
+        else if (*(*home)->load(HomeFile::Tpm) != m_tpm || (state.finished && !is_new))
+            fault = state.what;
+        at_new += is_new ? 1 : 0;
+        return fault.empty();
+    });
+    EXPECT_EQ(fault, "");
+    EXPECT_GT(at_new, 0U);
+    EXPECT_LT(at_new, tried);
+    RecordProperty("states", static_cast<int>(tried));
+    fmt::print("{} system calls, {} states\n", model.calls(), tried);
+}
+
+} // namespace
+} // namespace coffer::vmm::tests
