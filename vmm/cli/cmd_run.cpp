@@ -24,6 +24,7 @@ struct RunArguments {
     std::string serial;
     bool verbose = false;
     bool lock_memory = false;
+    bool accept_rollback = false;
     int passphrase_fd = -1;
 };
 
@@ -62,6 +63,16 @@ int exit_code(vmm::RunOutcome const& outcome, std::string_view name) {
     return to_int(ExitCode::Internal);
 }
 
+// Said on standard error whatever else is printed there: the guest gets a TPM of another time.
+Result<void> report_accepted_rollback(vmm::HomeSession const& home, std::string const& name) {
+    auto const events = TRY(home.history());
+    log::warning(
+        "{}: {}. Its TPM and UEFI state are those of the old copy: what the guest sealed or counted since then "
+        "is gone, and the newer copy no longer runs on this host",
+        name, events.empty() ? "an old copy of the home was accepted" : events.back().text);
+    return {};
+}
+
 // Before the VM's state is read and the guest's memory made.
 Result<void> protect_memory(vmm::HomeSession const& home, bool lock) {
     if (lock) return vmm::lock_memory(home.config().memory);
@@ -79,7 +90,10 @@ Result<int> run(Context const& context, RunArguments const& arguments) {
     if (arguments.verbose) log::set_level(log::Level::Info);
     auto options = TRY(run_options(arguments));
     auto location = TRY(context.location(arguments.name));
-    auto home = TRY(vmm::unlock_home(location, Context::keeper_options(arguments.passphrase_fd)));
+    auto home =
+        TRY(vmm::unlock_home(location, Context::keeper_options(arguments.passphrase_fd), vmm::HomeAccess::Writer,
+                             arguments.accept_rollback ? vmm::RollbackPolicy::Accept : vmm::RollbackPolicy::Refuse));
+    if (arguments.accept_rollback) TRY(report_accepted_rollback(*home, arguments.name));
     if (home->first_seen())
         log::warning("this host sees the home of {} for the first time, and cannot tell whether it is an old copy",
                      arguments.name);
@@ -105,6 +119,10 @@ void register_run(CLI::App& app, Context& context) {
     verb->add_option("--timeout", arguments->timeout, "Stop the VM after so many SECONDS, with exit code 124")
         ->check(CLI::PositiveNumber);
     verb->add_option("--serial", arguments->serial, "Write the serial console to FILE, or to standard output for -");
+    verb->add_flag(
+        "--accept-rollback", arguments->accept_rollback,
+        "Run a home that was put back from an old copy, which is refused otherwise: the old copy becomes the "
+        "newest, and the home's history says so");
     verb->add_flag("--verbose", arguments->verbose, "Say which backend runs and why, and print counters at the end");
     verb->add_flag("--lock-memory", arguments->lock_memory,
                    "Keep the guest's memory and all else of this process from being swapped out");

@@ -46,6 +46,15 @@ void print_config(vmm::VmConfig const& config) {
         print_row("disk", fmt::format("{}{} (unencrypted)", disk.path, disk.read_only ? ", read-only" : ""));
 }
 
+void print_history(std::vector<vmm::HistoryEvent> const& events) {
+    constexpr size_t k_shown = 8;
+    size_t const first = events.size() > k_shown ? events.size() - k_shown : 0;
+    if (first > 0) print_row("history", fmt::format("{} older events: --json shows them", first));
+    for (size_t i = first; i < events.size(); ++i)
+        print_row("history", fmt::format("{} {}: {}", format_time(events[i].time), vmm::to_string(events[i].kind),
+                                         events[i].text));
+}
+
 void print_status(VmStatus const& status) {
     print_row("name", status.name);
     print_row("state", to_string(status.state));
@@ -65,6 +74,10 @@ void print_status(VmStatus const& status) {
         for (auto const& file : status.summary->files)
             print_row("file", fmt::format("{}: {}, writing {}, {}", file.name, format_size(file.content_size),
                                           file.generation, format_time(file.written)));
+    print_history(status.history);
+    if (status.deep_rekey_pending)
+        print_line("note: a deep rekey was stopped: files are left under the old key. 'coffer rekey --deep --all' goes "
+                   "on with it");
     if (status.provider && status.provider->keys_on_disk())
         print_line(unprotected_provider_warning(status.provider->name));
 }

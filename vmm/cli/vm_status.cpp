@@ -51,11 +51,19 @@ Result<VmStatus> VmInspector::inspect(std::string const& name) {
         if (auto provider = m_registry.find(status.summary->provider)) status.provider = std::move(*provider);
     auto home = vmm::open_home(location, vmm::HomeAccess::ReadOnly,
                                [this](vmm::BundleHeader const& header) { return unwrap(header); });
+    auto lock = [&status](Error const& why) {
+        status.state = VmState::Locked;
+        status.reason = why.message();
+    };
     if (home) {
         status.config = (*home)->config();
+        status.deep_rekey_pending = (*home)->deep_rekey_pending();
+        if (auto history = (*home)->history())
+            status.history = std::move(*history);
+        else
+            lock(history.error());
     } else {
-        status.state = VmState::Locked;
-        status.reason = home.error().message();
+        lock(home.error());
     }
     if (status.summary && status.summary->running) {
         status.state = VmState::Running;
@@ -107,7 +115,16 @@ nlohmann::json to_json(VmStatus const& status) {
         json["backend"] = status.live->backend;
         json["uptime"] = static_cast<double>(status.live->uptime_ms) / 1000;
     }
-    if (status.config) json["config"] = config_json(*status.config);
+    if (!status.config) return json;
+    json["config"] = config_json(*status.config);
+    auto history = nlohmann::json::array();
+    for (auto const& event : status.history)
+        history.push_back({{"number", event.number},
+                           {"time", event.time},
+                           {"kind", vmm::to_string(event.kind)},
+                           {"text", event.text}});
+    json["history"] = std::move(history);
+    if (status.deep_rekey_pending) json["deep_rekey_pending"] = true;
     return json;
 }
 

@@ -29,6 +29,8 @@ struct VmStatus {
     std::optional<ProviderInfo> provider;           // of an encrypted home, where this host has it
     std::optional<vmm::VmConfig> config;            // where the home opens
     std::optional<vmm::control::StatusAnswer> live; // what the process that runs the VM says
+    std::vector<vmm::HistoryEvent> history;         // where the home opens; the oldest first
+    bool deep_rekey_pending = false;                // the same: files are left under an older key
 };
 
 // Looks at VMs of one root. Keeps one keeper for all of them, started when first needed.

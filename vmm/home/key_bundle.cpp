@@ -49,6 +49,10 @@ crypto::SecretBytes encode_content(BundleContent const& content) {
     return encoded;
 }
 
+bool known_layout(home_spec::data::Layout layout) noexcept {
+    return layout == home_spec::data::Layout::WholeRewrite || layout == home_spec::data::Layout::Image;
+}
+
 Result<BundleContent> decode_content(Bytes from, std::filesystem::path const& path) {
     auto malformed = [&] { return damaged(path, "the sealed part of the keys file is malformed"); };
     BundleContent content;
@@ -73,8 +77,15 @@ Result<BundleContent> decode_content(Bytes from, std::filesystem::path const& pa
     for (auto const& entry : files) {
         auto same_name = [&](ManifestEntry const& other) { return other.name == entry.name; };
         if (entry.name.empty() || entry.name.size() > home_spec::k_max_file_name ||
-            std::count_if(files.begin(), files.end(), same_name) != 1)
+            std::count_if(files.begin(), files.end(), same_name) != 1 || !known_layout(entry.layout))
             return malformed();
+    }
+    uint64_t last = 0;
+    for (auto const& event : content.manifest.events) {
+        if (event.number <= last || event.number > content.manifest.event_count ||
+            event.text.size() > k_max_history_text)
+            return malformed();
+        last = event.number;
     }
     return content;
 }
@@ -119,7 +130,7 @@ Result<void> BundleContent::begin_epoch() {
 
 bool BundleContent::has_old_files() const noexcept {
     return std::any_of(manifest.files.begin(), manifest.files.end(),
-                       [&](auto const& entry) { return entry.epoch != manifest.current_epoch; });
+                       [&](auto const& entry) { return entry.epoch != 0 && entry.epoch != manifest.current_epoch; });
 }
 
 void BundleContent::drop_unused_keys() {

@@ -8,6 +8,7 @@
 #include "crypto/kdf.hpp"
 #include "crypto/mac.hpp"
 #include "vmm/home/data_file.hpp"
+#include "vmm/home/home_history.hpp"
 #include "vmm/home/keeper_protocol.hpp"
 #include "vmm/home/key_bundle.hpp"
 #include "vmm/home/vm_config.hpp"
@@ -70,7 +71,7 @@ void parse_sealed_part(Bytes plaintext) {
     must(reparsed.has_value());
     auto reopened = open_bundle(*reparsed, bundle_key(), "keys");
     must(reopened && reopened->manifest.files == content->manifest.files &&
-         reopened->keys.size() == content->keys.size());
+         reopened->manifest.events == content->manifest.events && reopened->keys.size() == content->keys.size());
 }
 
 // An unencrypted data file with its checksums made right.
@@ -86,6 +87,30 @@ void parse_data_file(Bytes input) {
         must(opened->content.size() == opened->header.content_size && opened->content.size() <= file.size());
 }
 
+// The header of an image of an unencrypted home, with its checksum made right.
+void parse_image_header(Bytes input) {
+    ByteVector head(input.begin(), input.end());
+    ExpectedFile const expected{Uuid(), "snapshot-1"};
+    (void)authenticate_head(head, head.size(), expected, nullptr, "image");
+    if (head.size() < data::k_header_size) return;
+    std::byte const domain{4};
+    auto mac = crypto::sha256({object_bytes(domain), Bytes(head).first(data::k_mac_value_at)});
+    std::memcpy(head.data() + data::k_mac_value_at, mac->data(), mac->size());
+    auto opened = open_image_header(head, expected, nullptr, "image");
+    if (!opened) return;
+    must(opened->header.content_size <= data::k_max_image && opened->root.own.size() == data::k_image_own_size);
+    auto again = seal_image_header(opened->header, opened->root, nullptr);
+    must(again && open_image_header(*again, expected, nullptr, "image")->root.own == opened->root.own);
+}
+
+void parse_history(Bytes input) {
+    auto events = decode_history(input);
+    if (!events) return;
+    must(events->size() <= k_max_history);
+    auto again = decode_history(encode_history(*events));
+    must(again && *again == *events);
+}
+
 } // namespace
 
 extern "C" int LLVMFuzzerTestOneInput(uint8_t const* bytes, size_t size) {
@@ -96,6 +121,8 @@ extern "C" int LLVMFuzzerTestOneInput(uint8_t const* bytes, size_t size) {
     case 'h': parse_keys(keys_file(input, BundleHeader(), {})); break;
     case 's': parse_sealed_part(input); break;
     case 'd': parse_data_file(input); break;
+    case 'i': parse_image_header(input); break;
+    case 'y': parse_history(input); break;
     case 'c':
         if (auto config = decode_vm_config(input)) {
             auto again = decode_vm_config(encode_vm_config(*config));

@@ -120,17 +120,18 @@ protected:
     }
 
     // The content of an image, which stands behind its header as it is, and its digest in the header.
-    static ImageRoot write_content(ImageWriting const& writing, Bytes content) {
-        ByteVector bytes(home_spec::data::k_header_size);
-        append(bytes, content);
-        put(writing.path, bytes);
-        return {*crypto::sha256({content}), bytes_of("own part")};
+    static Result<ImageRoot> write_content(ImageWriting const& writing, Bytes content) {
+        auto fd = TRY(open_file(writing.path, O_WRONLY | O_CREAT | O_TRUNC));
+        TRY(pwrite_all(fd.get(), content, home_spec::data::k_header_size, writing.path));
+        auto digest = TRY(crypto::sha256({content}));
+        return ImageRoot{digest, bytes_of("own part")};
     }
     static void add_image(HomeSession& home, std::string_view name, Bytes content) {
         auto writing = home.begin_image(name);
         ASSERT_TRUE(writing) << writing.error().message();
         auto root = write_content(*writing, content);
-        auto committed = home.commit_image(*writing, root);
+        ASSERT_TRUE(root) << root.error().message();
+        auto committed = home.commit_image(*writing, *root);
         ASSERT_TRUE(committed) << committed.error().message();
     }
     static Result<ImageRoot> rewrite_image(OpenedImage const& from, ImageWriting const& to,

@@ -359,7 +359,7 @@ TEST_F(HomeRekey, ImageThatWasOvertakenIsNotCommitted) {
     ASSERT_TRUE(writing);
     auto root = write_content(*writing, m_tpm);
     ASSERT_TRUE(home->rekey_deep(m_host.make_seal("2/deep"), rewrite_image, nullptr));
-    EXPECT_EQ(home->commit_image(*writing, root).error().code(), ErrorCode::InvalidArgument);
+    EXPECT_EQ(home->commit_image(*writing, *root).error().code(), ErrorCode::InvalidArgument);
 }
 
 } // namespace

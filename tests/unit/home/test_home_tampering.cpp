@@ -25,7 +25,30 @@ TEST_F(HomeTest, FlippingAnyByteOfKeysIsRefused) {
     expect_opens();
 }
 
-class FlippedFile : public HomeTest, public testing::WithParamInterface<char const*> {};
+// A home that has each kind of file.
+class FullHome : public HomeTest, public testing::WithParamInterface<char const*> {
+protected:
+    void SetUp() override {
+        HomeTest::SetUp();
+        auto home = m_host.open("vm");
+        ASSERT_TRUE(home);
+        ASSERT_TRUE((*home)->commit(HomeFile::Snapshots, m_tpm));
+        ASSERT_TRUE((*home)->commit(HomeFile::Disks, m_tpm));
+        ASSERT_TRUE((*home)->commit_file("snapshot-1.state", m_nvram));
+        add_image(**home, "snapshot-1.memory", m_nvram);
+        for (int i = 0; i < 8; ++i) ASSERT_TRUE((*home)->append_history(HistoryKind::Other, "event"));
+    }
+};
+constexpr auto k_files = {"config", "nvram", "tpm", "disks", "history", "snapshots"};
+constexpr auto k_all_files = {
+    "keys", "config", "nvram", "tpm", "disks", "history", "snapshots", "snapshot-1.state", "snapshot-1.memory"};
+std::string test_name(testing::TestParamInfo<char const*> const& info) {
+    std::string name;
+    for (char c : std::string_view(info.param)) name += c == '-' || c == '.' ? '_' : c;
+    return name;
+}
+
+class FlippedFile : public FullHome {};
 
 TEST_P(FlippedFile, IsRefused) {
     auto path = file(GetParam());
@@ -44,9 +67,33 @@ TEST_P(FlippedFile, IsRefused) {
     }
     expect_opens();
 }
-INSTANTIATE_TEST_SUITE_P(Files, FlippedFile, testing::Values("config", "nvram", "tpm"));
+INSTANTIATE_TEST_SUITE_P(Files, FlippedFile, testing::ValuesIn(k_files), test_name);
 
-class ResizedFile : public HomeTest, public testing::WithParamInterface<char const*> {};
+// Of a further file, opening looks at the header, and loading at the rest.
+class FlippedFurtherFile : public FullHome {};
+
+TEST_P(FlippedFurtherFile, IsRefused) {
+    auto path = file(GetParam());
+    bool const image = std::string_view(GetParam()).ends_with(".memory");
+    auto size = std::filesystem::file_size(path);
+    auto fd = open_file(path, O_RDWR);
+    ASSERT_TRUE(fd);
+    uint64_t const tags = size - (size - 4096) / (4096 + 32) * 32;
+    for (uint64_t offset = 0; offset < (image ? 4096 : size); offset += offset >= 4096 && offset < tags ? 61 : 1) {
+        flip(fd->get(), offset, path);
+        auto home = m_host.open("vm");
+        auto error = home ? (*home)->load_file(GetParam()).error() : home.error();
+        EXPECT_EQ(home.has_value(), offset >= 4096) << offset;
+        ASSERT_EQ(error.code(), ErrorCode::Integrity) << "byte " << offset << error.message();
+        ASSERT_NE(error.message().find(path.native()), std::string::npos) << error.message();
+        flip(fd->get(), offset, path);
+    }
+    expect_opens();
+}
+INSTANTIATE_TEST_SUITE_P(Files, FlippedFurtherFile, testing::Values("snapshot-1.state", "snapshot-1.memory"),
+                         test_name);
+
+class ResizedFile : public FullHome {};
 
 TEST_P(ResizedFile, IsRefused) {
     auto path = file(GetParam());
@@ -59,22 +106,60 @@ TEST_P(ResizedFile, IsRefused) {
     }
     for (size_t more : {size_t{1}, size_t{32}, size_t{4096}, size_t{4128}}) {
         auto longer = whole;
-        longer.resize(whole.size() + more);
+        append(longer, ByteVector(more));
         put(path, longer);
         expect_refused(path);
     }
     put(path, whole);
     expect_opens();
 }
-INSTANTIATE_TEST_SUITE_P(Files, ResizedFile, testing::Values("keys", "config", "nvram", "tpm"));
+INSTANTIATE_TEST_SUITE_P(Files, ResizedFile, testing::ValuesIn(k_all_files), test_name);
 
-class MissingFile : public HomeTest, public testing::WithParamInterface<char const*> {};
+class MissingFile : public FullHome {};
 
 TEST_P(MissingFile, IsRefused) {
     std::filesystem::remove(file(GetParam()));
     expect_refused(file(GetParam()));
 }
-INSTANTIATE_TEST_SUITE_P(Files, MissingFile, testing::Values("keys", "config", "nvram", "tpm"));
+INSTANTIATE_TEST_SUITE_P(Files, MissingFile, testing::ValuesIn(k_all_files), test_name);
+
+// Each file in the place of each other.
+class SwappedFile : public FullHome {};
+
+TEST_P(SwappedFile, IsRefused) {
+    auto const own = content(file(GetParam()));
+    for (auto const* other : k_all_files) {
+        if (std::string_view(other) == GetParam()) continue;
+        put(file(GetParam()), content(file(other)));
+        expect_refused(file(GetParam()));
+    }
+    put(file(GetParam()), own);
+    expect_opens();
+}
+INSTANTIATE_TEST_SUITE_P(Files, SwappedFile, testing::ValuesIn(k_all_files), test_name);
+
+// An old copy of one file, the rest as new.
+class StaleFile : public FullHome {};
+
+TEST_P(StaleFile, IsRefused) {
+    auto const stale = content(file(GetParam()));
+    for (int i = 0; i < 2; ++i) {
+        auto home = m_host.open("vm");
+        ASSERT_TRUE(home);
+        for (auto which : {HomeFile::Nvram, HomeFile::Tpm, HomeFile::Disks, HomeFile::Snapshots})
+            ASSERT_TRUE((*home)->commit(which, m_tpm));
+        ASSERT_TRUE((*home)->commit(HomeFile::Config, encode_vm_config(m_config)));
+        ASSERT_TRUE((*home)->commit_file("snapshot-1.state", m_tpm));
+        add_image(**home, "snapshot-1.memory", m_tpm);
+        for (int event = 0; event < 8; ++event) ASSERT_TRUE((*home)->append_history(HistoryKind::Other, "event"));
+    }
+    auto const current = content(file(GetParam()));
+    put(file(GetParam()), stale);
+    expect_refused(file(GetParam()));
+    put(file(GetParam()), current);
+    expect_opens();
+}
+INSTANTIATE_TEST_SUITE_P(Files, StaleFile, testing::ValuesIn(k_all_files), test_name);
 
 TEST_F(HomeTest, FolderOrLinkInPlaceOfAFileIsRefused) {
     std::filesystem::remove(file("tpm"));
@@ -133,24 +218,6 @@ TEST_F(HomeTest, UnitsMovedWithinAFileAreRefused) {
     std::swap_ranges(at, at + 32, at + 32);
     put(file("nvram"), whole);
     expect_refused(file("nvram"));
-}
-
-TEST_F(HomeTest, OldCopyOfOneFileIsRefused) {
-    for (auto const* name : {"config", "nvram", "tpm"}) {
-        auto old = content(file(name));
-        {
-            auto home = m_host.open("vm");
-            ASSERT_TRUE(home) << home.error().message();
-            ASSERT_TRUE((*home)->commit(HomeFile::Config, encode_vm_config(m_config)));
-            ASSERT_TRUE((*home)->commit(HomeFile::Nvram, bytes_of("new")));
-            ASSERT_TRUE((*home)->commit(HomeFile::Tpm, bytes_of("new")));
-        }
-        auto current = content(file(name));
-        put(file(name), old);
-        expect_refused(file(name));
-        put(file(name), current);
-    }
-    expect_opens();
 }
 
 TEST_F(HomeTest, OldKeysBesideNewFilesAreRefused) {
