@@ -160,11 +160,29 @@ class Kmip(HostTest):
         self.assertIn(self.server.endpoint, shown["reason"])
         why = self.refused(77, "run", "vm", "--accel", "soft", "--timeout", "1")
         self.assertIn("refused", why)
+        self.assertIn(self.server.endpoint, self.refused(77, "unlock", "vm"))
         failed = self.host.coffer("provider", "test", "kms")
         self.assertEqual(failed.returncode, 77)
         self.assertIn("failed", failed.stdout)
         self.server.start()
         self.assertEqual(self.state("vm")["state"], "off")
+        self.ok("unlock", "vm")
+
+    def test_homes_move_between_native_provider_and_server(self):
+        self.add("kms")
+        self.add_provider()
+        self.create_under("vm", "local")
+        for provider in ("kms", "kms", "local", "kms"):
+            self.ok("rekey", "vm", "--provider", provider)
+            shown = self.host.json("show", "vm")
+            self.assertEqual((shown["state"], shown["provider"]["name"]), ("off", provider))
+        self.ok("rekey", "vm", "--deep")
+        self.ok("unlock", "vm")
+        # The server's answer is needed for a new key, and without it nothing changes.
+        self.server.kill()
+        before = (self.host.home("vm") / "keys").read_bytes()
+        self.refused(77, "rekey", "vm", "--provider", "local")
+        self.assertEqual((self.host.home("vm") / "keys").read_bytes(), before)
 
     def test_cluster_goes_on_with_the_next_server(self):
         gone = self.new_server("server-2")

@@ -48,6 +48,7 @@ void register_show(CLI::App& app, Context& context);
 void register_stop(CLI::App& app, Context& context);
 void register_remove(CLI::App& app, Context& context);
 void register_run(CLI::App& app, Context& context);
+void register_rekey(CLI::App& app, Context& context);
 void register_unlock(CLI::App& app, Context& context);
 void register_tpm(CLI::App& app, Context& context);
 

@@ -41,6 +41,7 @@ int run(int argc, char** argv) {
     register_show(app, context);
     register_stop(app, context);
     register_remove(app, context);
+    register_rekey(app, context);
     register_unlock(app, context);
     register_tpm(app, context);
     try {

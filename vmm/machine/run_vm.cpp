@@ -190,6 +190,7 @@ Result<void> Runner::make_control() {
         });
     m_control->on<control::RekeyRequest>(
         [this](control::RekeyRequest const& request, control::Conversation& with) -> Result<control::NoAnswer> {
+            TRY(control::check_current(request, m_home.header()));
             auto seal = TRY(control::seal_of(request, with.take_key()));
             TRY(m_home.rekey(std::move(seal)));
             return control::NoAnswer{};
