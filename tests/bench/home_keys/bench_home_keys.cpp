@@ -66,7 +66,8 @@ Result<void> run(std::filesystem::path const& folder, int runs) {
     auto make_seal = [&]() -> Result<HomeSeal> {
         // As large as KWP makes it of a bundle key (RFC 5649, section 3).
         auto wrapped = TRY(random_content(40));
-        auto id = TRY(KeyId::parse("1/" + TRY(crypto::random_uuid()).to_string()));
+        auto const uuid = TRY(crypto::random_uuid());
+        auto id = TRY(KeyId::parse("1/" + uuid.to_string()));
         return HomeSeal{provider, std::move(id), {std::move(wrapped)}, copy_of(key)};
     };
     auto const nvram = TRY(random_content(k_nvram));
@@ -81,15 +82,17 @@ Result<void> run(std::filesystem::path const& folder, int runs) {
     Series opening("open and check a home of 1 MiB");
     Series reading("read its files");
     for (int i = 0; i < runs; ++i) {
-        TRY(opening.measure([&]() -> Result<void> {
-            TRY(open(HomeAccess::Writer));
-            return {};
-        }));
-        TRY(reading.measure([&]() -> Result<void> {
+        auto open_once = [&]() -> Result<void> {
+            auto home = open(HomeAccess::Writer);
+            return home ? Result<void>() : std::move(home).error();
+        };
+        auto read_once = [&]() -> Result<void> {
             for (auto const* name : {"keys", "config", "nvram", "tpm"})
                 TRY(read_file(location.folder() / name, size_t{1} << 30));
             return {};
-        }));
+        };
+        TRY(opening.measure(open_once));
+        TRY(reading.measure(read_once));
     }
     opening.print();
     reading.print();
@@ -100,13 +103,15 @@ Result<void> run(std::filesystem::path const& folder, int runs) {
     for (int i = 0; i < runs; ++i) {
         key = TRY(crypto::BundleKey::random());
         auto seal = TRY(make_seal());
-        TRY(rekeying.measure([&] { return home->rekey(std::move(seal)); }));
+        auto rekey_once = [&] { return home->rekey(std::move(seal)); };
+        TRY(rekeying.measure(rekey_once));
         auto const keys = TRY(read_file(location.folder() / "keys", size_t{1} << 20));
         auto const record = TRY(read_file(location.host_record(), size_t{1} << 20));
-        TRY(replacing.measure([&]() -> Result<void> {
+        auto replace_once = [&]() -> Result<void> {
             TRY(replace_file(folder / "keys", keys));
             return replace_file(folder / "record", record);
-        }));
+        };
+        TRY(replacing.measure(replace_once));
     }
     rekeying.print();
     replacing.print();
