@@ -69,7 +69,9 @@ Result<std::unique_ptr<HomeSession>> EncryptedHome::open(HomeLocation const& loc
         return damaged(path, fmt::format("the home is that of VM '{}'", parsed.header.name));
     auto key = TRY(open_key(parsed.header));
     auto content = TRY(open_bundle(parsed, key, path));
-    if (record && (record->vm != parsed.header.vm || !record->encrypted))
+    // A record of an unencrypted home of this VM is one that a conversion had no time to bring up to date: it has the
+    // sequence of the last encrypted one.
+    if (record && record->vm != parsed.header.vm)
         return damaged(path, fmt::format("this host knows another VM ({}) under the name '{}'", record->vm.to_string(),
                                          location.name));
     bool const is_old_copy = record && parsed.header.sequence < record->sequence;
@@ -210,7 +212,7 @@ Result<void> EncryptedHome::verify_and_settle(std::optional<HostRecord> const& r
         TRY(accept_rollback(record->sequence));
     } else if (ahead) {
         TRY(write_keys());
-    } else if (!record || record->sequence != m_header.sequence) {
+    } else if (!record || !record->encrypted || record->sequence != m_header.sequence) {
         TRY(write_host_record(m_location.host_record(), {m_header.vm, true, m_header.sequence}));
     }
     TRY(remove_unknown_files());

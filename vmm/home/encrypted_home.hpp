@@ -20,6 +20,8 @@ public:
     Result<void> commit(HomeFile file, Bytes content) override;
     Result<ByteVector> seal(std::string_view label, Bytes content) const override;
     Result<ByteVector> open_sealed(std::string_view label, Bytes sealed) const override;
+    Result<StoredHome> stored() const override;
+    Result<std::optional<BackupKey>> backup_key(Bytes salt) const override;
 
     std::vector<FurtherFile> further_files() const override;
     bool has_file(std::string_view name) const override;

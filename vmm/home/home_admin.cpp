@@ -5,11 +5,10 @@
 #include <fcntl.h>
 #include <stdio.h>
 
-#include "base/clock.hpp"
 #include "base/file.hpp"
-#include "crypto/random.hpp"
 #include "vmm/home/data_file.hpp"
 #include "vmm/home/home_base.hpp"
+#include "vmm/home/home_build.hpp"
 #include "vmm/home/home_errors.hpp"
 #include "vmm/home/host_record.hpp"
 #include "vmm/home/key_bundle.hpp"
@@ -19,78 +18,6 @@ namespace coffer::vmm {
 namespace {
 
 namespace fs = std::filesystem;
-
-// Homes in the making and in removal; names that begin with a dot are no VMs' names.
-fs::path new_folder(HomeLocation const& location) {
-    return location.root.vms() / ("." + location.name + ".new");
-}
-fs::path old_folder(HomeLocation const& location) {
-    return location.root.vms() / ("." + location.name + ".old");
-}
-
-Result<void> remove_tree(fs::path const& folder) {
-    std::error_code error;
-    fs::remove_all(folder, error); // does not follow symbolic links
-    if (error) return make_error(ErrorCode::Io, "cannot remove {}: {}", folder.native(), error.message());
-    return {};
-}
-
-// What a crash left of an earlier attempt, but for its lock, which this attempt holds.
-Result<void> clear_new_folder(fs::path const& folder) {
-    std::error_code error;
-    for (fs::directory_iterator it(folder, error), end; !error && it != end; it.increment(error))
-        if (it->path().filename() != home_spec::k_lock_file) TRY(remove_tree(it->path()));
-    if (error) return make_error(ErrorCode::Io, "cannot read {}: {}", folder.native(), error.message());
-    return {};
-}
-
-Result<ManifestEntry> write_first(fs::path const& folder, HomeFile file, Uuid const& vm,
-                                  crypto::DataEncryptionKey const* key, uint32_t epoch, Bytes content) {
-    DataFileHeader header;
-    header.name = file_name(file);
-    header.generation = 1;
-    header.epoch = epoch;
-    header.file = TRY(crypto::random_uuid());
-    header.vm = vm;
-    header.written = wall_clock_seconds();
-    auto sealed = TRY(seal_data_file(header, key, content));
-    TRY(replace_file(folder / file_name(file), sealed));
-    return ManifestEntry{header.name, header.generation, header.file, header.epoch, header.layout};
-}
-
-Result<void> write_home(fs::path const& folder, VmConfig const& config, Bytes nvram, Bytes tpm, HomeSeal const* seal,
-                        NewDisks const& disks) {
-    BundleContent content;
-    crypto::DataEncryptionKey const* key = nullptr;
-    if (seal) {
-        content.keys.push_back({content.manifest.current_epoch, TRY(crypto::DataEncryptionKey::random())});
-        key = &content.keys.front().key;
-    }
-    uint32_t const epoch = seal ? content.manifest.current_epoch : 0;
-    auto encoded = encode_vm_config(config);
-    content.manifest.set(TRY(write_first(folder, HomeFile::Config, config.uuid, key, epoch, encoded)));
-    content.manifest.set(TRY(write_first(folder, HomeFile::Nvram, config.uuid, key, epoch, nvram)));
-    if (!tpm.empty()) content.manifest.set(TRY(write_first(folder, HomeFile::Tpm, config.uuid, key, epoch, tpm)));
-    if (!disks.secrets.empty())
-        content.manifest.set(TRY(write_first(folder, HomeFile::Disks, config.uuid, key, epoch, disks.secrets)));
-    if (disks.make_images) TRY(disks.make_images(folder));
-    if (!seal) return {};
-    content.manifest.add_event(HistoryKind::Created, fmt::format("VM {}", config.uuid.to_string()));
-    BundleHeader header;
-    header.sequence = 1;
-    header.vm = config.uuid;
-    header.name = config.name;
-    header.provider = seal->provider;
-    header.key_id = seal->key_id.text();
-    header.wrapped_key = seal->wrapped.bytes;
-    header.written = wall_clock_seconds();
-    return replace_file(folder / home_spec::k_keys_file, TRY(seal_bundle(header, content, seal->key)));
-}
-
-bool present(fs::path const& path) {
-    std::error_code ignored;
-    return fs::exists(fs::symlink_status(path, ignored));
-}
 
 Result<HomeFileSummary> summarize_file(fs::path const& path, DataFileHeader* header_out) {
     auto fd = TRY(open_file(path, O_RDONLY | O_NOFOLLOW));
@@ -108,50 +35,37 @@ Result<HomeFileSummary> summarize_file(fs::path const& path, DataFileHeader* hea
 
 Result<void> create_home(HomeLocation const& location, VmConfig const& config, Bytes nvram,
                          std::optional<HomeSeal> seal, Bytes tpm, NewDisks const& disks) {
-    TRY(check_vm_config(config));
-    COFFER_ASSERT(config.name == location.name);
-    COFFER_ASSERT(tpm.empty() || config.tpm != TpmKind::None);
-    COFFER_ASSERT(seal || disks.secrets.empty());
-    if (!seal && config.tpm != TpmKind::None)
-        return make_error(ErrorCode::InvalidArgument, "a TPM's state is kept in encrypted homes only");
-    auto folder = location.folder();
-    auto already_there = [&] {
-        return make_error(ErrorCode::AlreadyExists, "there is a VM '{}' already ({})", location.name, folder.native());
-    };
-    TRY(make_folders(location.root.vms()));
-    if (present(folder)) return already_there();
+    return create_home(location, config, HomeContents{nvram, tpm, disks}, std::move(seal));
+}
 
-    auto making = new_folder(location);
-    TRY(make_folders(making));
-    auto lock = TRY(HomeLock::acquire(making));
-    TRY(clear_new_folder(making));
-    auto made = [&]() -> Result<void> {
-        TRY(write_home(making, config, nvram, tpm, seal ? &*seal : nullptr, disks));
-        TRY(sync_folder(making));
-        // Another process may have made the same VM before this one had the lock. The record comes first: a crash
-        // between the two steps leaves a record of a home that never was, which the next create replaces.
-        if (present(folder)) return already_there();
-        TRY(write_host_record(location.host_record(), {config.uuid, seal.has_value(), seal ? uint64_t{1} : 0}));
-        if (::renameat2(AT_FDCWD, making.c_str(), AT_FDCWD, folder.c_str(), RENAME_NOREPLACE) != 0)
-            return errno_error(errno, fmt::format("cannot rename {} to {}", making.native(), folder.native()));
-        return sync_folder(location.root.vms());
-    }();
-    if (!made) {
-        // The first error is the one to report.
-        [[maybe_unused]] auto cleaned = remove_tree(making);
-    }
-    return made;
+Result<void> create_home(HomeLocation const& location, VmConfig const& config, HomeContents const& contents,
+                         std::optional<HomeSeal> seal) {
+    constexpr uint64_t k_first_sequence = 1;
+    if (present(location.folder())) return home_exists(location);
+    auto making = TRY(HomeInTheMaking::begin(location));
+    TRY(making.write(config, contents, seal ? &*seal : nullptr, k_first_sequence));
+    return making.publish({config.uuid, seal.has_value(), seal ? k_first_sequence : 0});
+}
+
+Result<void> restore_home(HomeLocation const& location, VmConfig const& config, HomeContents const& contents,
+                          std::optional<HomeSeal> seal, uint64_t sequence) {
+    if (present(location.folder())) return home_exists(location);
+    auto const record = TRY(read_host_record(location.host_record()));
+    if (record && record->vm == config.uuid) sequence = std::max(sequence, record->sequence);
+    // A VM that never had an encrypted home keeps the 0 that says so.
+    if (seal || sequence != 0) ++sequence;
+    auto making = TRY(HomeInTheMaking::begin(location));
+    TRY(making.write(config, contents, seal ? &*seal : nullptr, sequence));
+    return making.publish({config.uuid, seal.has_value(), sequence});
 }
 
 Result<void> remove_home(HomeLocation const& location) {
     TRY(check_vm_name(location.name));
     auto folder = location.folder();
-    if (!present(folder))
-        return make_error(ErrorCode::NotFound, "there is no VM '{}' in {}", location.name,
-                          location.root.vms().native());
+    if (!present(folder)) return no_such_home(location);
     auto lock = TRY(HomeLock::acquire(folder));
     auto removing = old_folder(location);
-    TRY(remove_tree(removing));
+    TRY(sweep_leftovers(location));
     if (::rename(folder.c_str(), removing.c_str()) != 0)
         return errno_error(errno, fmt::format("cannot remove {}", folder.native()));
     TRY(sync_folder(location.root.vms()));
@@ -162,9 +76,7 @@ Result<void> remove_home(HomeLocation const& location) {
 Result<HomeSummary> summarize_home(HomeLocation const& location) {
     TRY(check_vm_name(location.name));
     auto folder = location.folder();
-    if (!present(folder))
-        return make_error(ErrorCode::NotFound, "there is no VM '{}' in {}", location.name,
-                          location.root.vms().native());
+    if (!present(folder)) return no_such_home(location);
     HomeSummary summary;
     summary.name = location.name;
     summary.running = TRY(HomeLock::holder(folder));

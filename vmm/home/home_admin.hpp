@@ -9,6 +9,7 @@
 
 #include <sys/types.h>
 
+#include "vmm/home/home_history.hpp"
 #include "vmm/home/home_location.hpp"
 #include "vmm/home/home_seal.hpp"
 #include "vmm/home/vm_config.hpp"
@@ -22,10 +23,28 @@ struct NewDisks {
     std::function<Result<void>(std::filesystem::path const& folder)> make_images;
 };
 
-// The home appears whole or not at all. No seal: an unencrypted home, which cannot have a TPM. `tpm` is the state of a
-// new TPM; where it is empty, the VM's first start makes one. AlreadyExists, InvalidArgument, Io, NoSpace.
+// What a new home holds besides its configuration.
+struct HomeContents {
+    Bytes nvram;
+    Bytes tpm; // state of the TPM; empty: none, or the VM's first start makes one
+    NewDisks disks = {};
+    // What befell the home that this one continues, and what made it this one.
+    std::vector<HistoryEvent> history = {};
+    HistoryKind event = HistoryKind::Created;
+    std::string event_text = {}; // empty: the VM's UUID
+};
+
+// The home appears whole or not at all. No seal: an unencrypted home, which cannot have a TPM. AlreadyExists,
+// InvalidArgument, Io, NoSpace.
+Result<void> create_home(HomeLocation const& location, VmConfig const& config, HomeContents const& contents,
+                         std::optional<HomeSeal> seal);
 Result<void> create_home(HomeLocation const& location, VmConfig const& config, Bytes nvram,
                          std::optional<HomeSeal> seal, Bytes tpm = {}, NewDisks const& disks = {});
+
+// As create_home(), of a VM that this host may know: the new home counts on from writing `sequence` of its `keys`, or
+// from what the host's record of the same VM says where that is more, so that no home of before can take its place.
+Result<void> restore_home(HomeLocation const& location, VmConfig const& config, HomeContents const& contents,
+                          std::optional<HomeSeal> seal, uint64_t sequence);
 
 // Takes the home's lock (Busy while the VM runs), and needs no key. The host's record goes too.
 Result<void> remove_home(HomeLocation const& location);

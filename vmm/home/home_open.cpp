@@ -1,7 +1,9 @@
 #include "vmm/home/home_open.hpp"
 
 #include "base/file.hpp"
+#include "base/log.hpp"
 #include "vmm/home/encrypted_home.hpp"
+#include "vmm/home/home_build.hpp"
 #include "vmm/home/home_errors.hpp"
 #include "vmm/home/plain_home.hpp"
 
@@ -16,11 +18,12 @@ Result<std::unique_ptr<HomeSession>> open_once(HomeLocation const& location, Hom
                                                BundleOpener const& open_key, RollbackPolicy rollback) {
     TRY(check_vm_name(location.name));
     auto folder = location.folder();
-    if (!std::filesystem::is_directory(std::filesystem::symlink_status(folder)))
-        return make_error(ErrorCode::NotFound, "there is no VM '{}' in {}", location.name,
-                          location.root.vms().native());
+    if (!std::filesystem::is_directory(std::filesystem::symlink_status(folder))) return no_such_home(location);
     std::optional<HomeLock> lock;
     if (access == HomeAccess::Writer) lock = TRY(HomeLock::acquire(folder));
+    if (lock) {
+        if (auto swept = sweep_leftovers(location); !swept) log::warning("{}", swept.error().message());
+    }
     auto record = TRY(read_host_record(location.host_record()));
     auto path = folder / home_spec::k_keys_file;
     auto keys_file = read_file(path, k_max_keys_file);

@@ -16,6 +16,7 @@
 #include "base/bytes.hpp"
 #include "base/result.hpp"
 #include "devices/core/backends.hpp"
+#include "vmm/home/backup_format.hpp"
 #include "vmm/home/data_file.hpp"
 #include "vmm/home/home_history.hpp"
 #include "vmm/home/home_location.hpp"
@@ -60,6 +61,16 @@ struct OpenedImage {
     ImageRoot root;
     std::optional<ImageKeys> keys; // nothing in an unencrypted home
     std::filesystem::path path;
+};
+
+// The home's own files as they are stored, at one moment between two commits; further files are not among them.
+struct StoredHome {
+    struct File {
+        std::string name;
+        ByteVector bytes;
+    };
+    ByteVector keys; // empty in an unencrypted home
+    std::vector<File> files;
 };
 
 // Bytes rewritten, of all that are to be.
@@ -155,6 +166,11 @@ public:
     // unencrypted home. open_sealed() is Integrity for anything that seal() did not make.
     virtual Result<ByteVector> seal(std::string_view label, Bytes content) const = 0;
     virtual Result<ByteVector> open_sealed(std::string_view label, Bytes sealed) const = 0;
+
+    // What a backup is made of. Integrity where a file is not what it should be; Io while a writing of `keys` is owed.
+    virtual Result<StoredHome> stored() const = 0;
+    // The root of the keys of a backup with this salt (vmm/home/backup_format.hpp); nothing in an unencrypted home.
+    virtual Result<std::optional<BackupKey>> backup_key(Bytes salt) const = 0;
 
     // commit() as the devices know it. Lives as long as the session.
     virtual devices::NvStore& store(HomeFile file) noexcept = 0;

@@ -68,7 +68,9 @@ struct VmConfig {
     std::string firmware_code;                                 // absolute path of the flash code image
     std::string firmware_variables;                            // absolute path of the template that NVRAM was made from
     bool secure_boot = false;
-    int64_t created = 0; // seconds since 1970-01-01 UTC
+    int64_t created = 0;      // seconds since 1970-01-01 UTC
+    bool encrypt = false;     // the home stays encrypted without a TPM
+    bool is_template = false; // not to be run: VMs are made of it
 
     template <class V>
     void fields(V& v) {
@@ -83,6 +85,8 @@ struct VmConfig {
         v.field(9, secure_boot);
         v.field(10, created);
         v.field(32, pcr_banks);
+        v.field(40, encrypt);
+        v.field(41, is_template);
     }
     bool operator==(VmConfig const&) const = default;
 };

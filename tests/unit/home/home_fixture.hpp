@@ -44,10 +44,11 @@ public:
     HomeLocation location(std::string name) const { return {m_root, std::move(name)}; }
     HomeRoot const& root() const { return m_root; }
 
+    HomeSeal seal() const {
+        return {*crypto::random_uuid(), *KeyId::parse("1/some-key"), {bytes_of("wrapped bundle key")}, copy_of(m_key)};
+    }
     Result<void> create(VmConfig const& config, Bytes nvram) {
-        HomeSeal seal{
-            *crypto::random_uuid(), *KeyId::parse("1/some-key"), {bytes_of("wrapped bundle key")}, copy_of(m_key)};
-        return create_home(location(config.name), config, nvram, std::move(seal));
+        return create_home(location(config.name), config, nvram, seal());
     }
     Result<std::unique_ptr<HomeSession>> open(std::string const& name, HomeAccess access = HomeAccess::Writer,
                                               RollbackPolicy rollback = RollbackPolicy::Refuse) const {
