@@ -7,10 +7,12 @@
 #include "base/clock.hpp"
 #include "base/file.hpp"
 #include "crypto/random.hpp"
-#include "devices/tpm/tpm_manufacture.hpp"
+#include "vmm/cli/cmd_create_from.hpp"
 #include "vmm/cli/context.hpp"
 #include "vmm/cli/exit_codes.hpp"
 #include "vmm/cli/memory_size.hpp"
+#include "vmm/cli/new_tpm.hpp"
+#include "vmm/cli/provider_choice.hpp"
 #include "vmm/cli/wording.hpp"
 #include "vmm/home/home_admin.hpp"
 #include "vmm/home/keeper_client.hpp"
@@ -38,10 +40,15 @@ struct CreateOptions {
     std::string tpm;
     std::string pcr_banks;
     std::string provider;
+    bool encrypt = false;
     bool secure_boot = false;
     std::string firmware;
     std::string variables;
     int passphrase_fd = -1;
+    std::string from;
+    CloneOptions clone; // with --from
+    bool memory_given = false;
+    bool cpus_given = false;
 };
 
 Result<std::string> absolute(std::string const& path) {
@@ -95,45 +102,55 @@ Result<ByteVector> choose_firmware(CreateOptions const& options, vmm::VmConfig& 
     return variables;
 }
 
-// The provider that was named, the default, or the only one there is.
-Result<std::optional<ProviderInfo>> choose_provider(ProviderRegistry const& registry, CreateOptions const& options) {
-    if (!options.provider.empty()) return std::optional(TRY(registry.find(options.provider)));
-    if (options.tpm == "none") return std::optional<ProviderInfo>();
-    if (auto chosen = TRY(registry.default_provider())) return std::optional(TRY(registry.find(*chosen)));
-    auto providers = TRY(registry.list());
-    if (providers.size() == 1) return std::optional(std::move(providers.front()));
-    if (providers.empty())
-        return make_error(ErrorCode::InvalidArgument,
-                          "a VM with a TPM needs a key provider, and there is none: run 'coffer provider add native "
-                          "NAME' first, or give --tpm none for a VM without TPM in an unencrypted home");
-    std::string names;
-    for (auto const& info : providers) names += fmt::format("{}'{}'", names.empty() ? "" : ", ", info.name);
-    return make_error(ErrorCode::InvalidArgument,
-                      "there are several key providers: say with --provider which of {}, or choose one with 'coffer "
-                      "provider default'",
-                      names);
+// --tpm's values without --from.
+bool is_tpm_kind(std::string_view text) noexcept {
+    return text.empty() || text == "crb" || text == "tis" || text == "none";
 }
 
-vmm::TpmKind tpm_kind(std::string const& text) noexcept {
-    if (text == "none") return vmm::TpmKind::None;
-    return text == "tis" ? vmm::TpmKind::Tis : vmm::TpmKind::Crb;
+Result<int> create_from_template(Context const& context, CreateOptions const& options) {
+    if (!options.disks.empty() || options.secure_boot || !options.firmware.empty() || !options.variables.empty() ||
+        options.tpm == "none")
+        return make_error(ErrorCode::InvalidArgument,
+                          "disks and firmware of a VM that is made --from a template are the template's, and so is its "
+                          "TPM: --disk, --firmware, --variables, --secure-boot and --tpm none do not go with it");
+    CreateFrom request;
+    request.name = options.name;
+    request.source = options.from;
+    request.options = options.clone;
+    request.options.tpm = options.tpm;
+    request.options.pcr_banks = options.pcr_banks;
+    request.options.provider = options.provider;
+    request.encrypt = options.encrypt;
+    if (options.memory_given) request.memory = TRY(parse_memory_size(options.memory));
+    if (options.cpus_given) request.cpus = options.cpus;
+    request.passphrase_fd = options.passphrase_fd;
+    return create_from(context, request);
 }
 
 Result<int> create(Context const& context, CreateOptions const& options) {
+    if (!options.from.empty()) return create_from_template(context, options);
+    if (!is_tpm_kind(options.tpm) || !options.clone.disk_folder.empty() || options.clone.no_disks)
+        return make_error(
+            ErrorCode::InvalidArgument,
+            "--tpm copy, replace and add, --disk-folder and --no-disks are for VMs that are made --from a "
+            "template");
     auto location = TRY(context.location(options.name));
     vmm::VmConfig config;
     config.name = options.name;
     config.uuid = TRY(crypto::random_uuid());
     config.memory = TRY(parse_memory_size(options.memory));
     config.cpus = options.cpus;
-    config.tpm = tpm_kind(options.tpm);
+    config.tpm = parse_tpm_kind(options.tpm);
     if (!options.pcr_banks.empty()) config.pcr_banks = TRY(devices::parse_pcr_banks(options.pcr_banks));
     if (!options.pcr_banks.empty() && config.tpm == vmm::TpmKind::None)
         return make_error(ErrorCode::InvalidArgument, "--pcr-banks is for VMs with a TPM, and --tpm none was given");
     config.created = wall_clock_seconds();
     for (auto const& disk : options.disks) config.disks.push_back({TRY(check_disk(disk)), false});
     auto variables = TRY(choose_firmware(options, config));
-    auto provider = TRY(choose_provider(ProviderRegistry(location.root.providers()), options));
+    std::optional<ProviderInfo> provider;
+    if (config.tpm != vmm::TpmKind::None || options.encrypt || !options.provider.empty())
+        provider = TRY(choose_provider(ProviderRegistry(location.root.providers()), options.provider));
+    config.encrypt = options.encrypt || (provider && config.tpm == vmm::TpmKind::None);
     TRY(vmm::check_vm_config(config));
 
     std::optional<vmm::HomeSeal> seal;
@@ -141,15 +158,8 @@ Result<int> create(Context const& context, CreateOptions const& options) {
         auto keeper = TRY(vmm::KeeperProcess::start(location.root, Context::keeper_options(options.passphrase_fd)));
         seal = TRY(keeper.make_seal(provider->id, options.name));
     }
-    ByteVector tpm;
-    if (config.tpm != vmm::TpmKind::None) {
-        auto made = devices::manufacture_tpm(config.pcr_banks);
-        if (!made) return std::move(made).error().with_context("cannot make a TPM");
-        tpm = std::move(*made);
-    }
-    auto created = vmm::create_home(location, config, variables, std::move(seal), tpm);
-    if (!tpm.empty()) explicit_bzero(tpm.data(), tpm.size());
-    TRY(std::move(created));
+    auto tpm = TRY(make_new_tpm(config));
+    TRY(vmm::create_home(location, config, variables, std::move(seal), tpm.bytes()));
     if (provider)
         print_line(fmt::format("created VM '{}', encrypted under key provider '{}', TPM {}", config.name,
                                provider->name, vmm::to_string(config.tpm)));
@@ -165,22 +175,30 @@ void register_create(CLI::App& app, Context& context) {
     auto* verb = app.add_subcommand("create", "Make a VM");
     auto options = std::make_shared<CreateOptions>();
     verb->add_option("NAME", options->name, "The VM's name: letters, digits, '.', '_' and '-'")->required();
-    verb->add_option("--memory", options->memory, "Memory, such as 512M or 4G")
-        ->capture_default_str()
-        ->type_name("SIZE");
-    verb->add_option("--cpus", options->cpus, "Virtual CPUs")->capture_default_str()->type_name("N");
+    auto* memory = verb->add_option("--memory", options->memory, "Memory, such as 512M or 4G")
+                       ->capture_default_str()
+                       ->type_name("SIZE");
+    auto* cpus = verb->add_option("--cpus", options->cpus, "Virtual CPUs")->capture_default_str()->type_name("N");
     verb->add_option("--disk", options->disks, "A raw disk image or block device; may be given several times")
         ->allow_extra_args(false) // one value each, so that a NAME may follow
         ->type_name("FILE");
-    verb->add_option("--tpm", options->tpm, "TPM 2.0: crb (default), tis or none")
-        ->check(CLI::IsMember({"crb", "tis", "none"}))
+    verb->add_option(
+            "--tpm", options->tpm,
+            "TPM 2.0: crb (default), tis or none. With --from: copy the template's, replace it by a new one, or "
+            "add one (of kind crb) [the setting clone.tpm-policy]")
+        ->check(CLI::IsMember({"crb", "tis", "none", "copy", "replace", "add"}))
         ->type_name("KIND");
+    verb->add_option("--from", options->from, "Make the VM of this template: a full copy, disks included")
+        ->type_name("TEMPLATE");
+    add_clone_options(*verb, options->clone);
     verb->add_option("--pcr-banks", options->pcr_banks,
                      "The TPM's PCR banks: a list of sha1, sha256, sha384 and sha512 [all of them]")
         ->type_name("LIST");
     verb->add_option("--provider", options->provider,
                      "The key provider that the home is encrypted under [the default, or the only one there is]")
         ->type_name("NAME");
+    verb->add_flag("--encrypt", options->encrypt,
+                   "Encrypt the home also where the VM has no TPM, or loses it by 'coffer tpm remove'");
     verb->add_flag("--secure-boot", options->secure_boot, "Start with Microsoft's secure boot keys enrolled");
     auto* firmware = verb->add_option("--firmware", options->firmware, "UEFI firmware code image [Debian's ovmf]")
                          ->type_name("CODE.fd");
@@ -188,7 +206,11 @@ void register_create(CLI::App& app, Context& context) {
         ->type_name("VARS.fd");
     verb->get_option("--secure-boot")->excludes(firmware);
     add_passphrase_option(*verb, options->passphrase_fd);
-    verb->callback([&context, options] { context.action = [&context, options] { return create(context, *options); }; });
+    verb->callback([&context, options, memory, cpus] {
+        options->memory_given = memory->count() > 0;
+        options->cpus_given = cpus->count() > 0;
+        context.action = [&context, options] { return create(context, *options); };
+    });
 }
 
 } // namespace coffer::cli

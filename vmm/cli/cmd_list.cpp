@@ -28,8 +28,9 @@ Result<int> list(Context const& context, bool json) {
         std::string_view const protection = !status->summary              ? "damaged"
                                             : !status->summary->encrypted ? "unencrypted"
                                                                           : "encrypted";
-        print_line(fmt::format("{:<24}  {:<8}  {}{}{}", name, to_string(status->state), protection,
-                               status->reason.empty() ? "" : "  ", status->reason));
+        bool const is_template = status->config && status->config->is_template;
+        print_line(fmt::format("{:<24}  {:<8}  {}{}{}{}", name, to_string(status->state), protection,
+                               is_template ? "  template" : "", status->reason.empty() ? "" : "  ", status->reason));
     }
     if (json) print_line(dump(array));
     return to_int(ExitCode::Ok);

@@ -94,6 +94,7 @@ Result<int> run(Context const& context, RunArguments const& arguments) {
         TRY(vmm::unlock_home(location, Context::keeper_options(arguments.passphrase_fd), vmm::HomeAccess::Writer,
                              arguments.accept_rollback ? vmm::RollbackPolicy::Accept : vmm::RollbackPolicy::Refuse));
     if (arguments.accept_rollback) TRY(report_accepted_rollback(*home, arguments.name));
+    TRY(refuse_template(home->config()));
     if (home->first_seen())
         log::warning("this host sees the home of {} for the first time, and cannot tell whether it is an old copy",
                      arguments.name);

@@ -37,6 +37,7 @@ void print_protection(VmStatus const& status) {
 }
 
 void print_config(vmm::VmConfig const& config) {
+    if (config.is_template) print_row("template", "yes: it is not run, 'coffer create --from' makes VMs of it");
     print_row("memory", format_size(config.memory));
     print_row("cpus", fmt::format("{}", config.cpus));
     print_row("tpm", vmm::to_string(config.tpm));

@@ -11,6 +11,8 @@ void register_tpm(CLI::App& app, Context& context) {
     register_tpm_show(*tpm, context);
     register_tpm_pcrs(*tpm, context);
     register_tpm_clear(*tpm, context);
+    register_tpm_add(*tpm, context);
+    register_tpm_remove(*tpm, context);
     register_tpm_serve(*tpm, context);
 }
 

@@ -29,6 +29,7 @@ Result<int> serve(Context const& context, ServeOptions const& options) {
     if (options.folder.empty() && options.port == 0)
         return make_error(ErrorCode::InvalidArgument, "say where to serve: give --socket-dir DIR or --tcp PORT");
     auto access = TRY(TpmAccess::open(context, options.name, options.passphrase_fd, TpmChanges::Keep));
+    TRY(refuse_template(access->home().config()));
     auto sockets = open_sockets(options);
     if (!sockets) return std::move(sockets).error();
     vmm::TpmEngine engine(access->home(), access->tpm());

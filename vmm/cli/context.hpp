@@ -37,6 +37,9 @@ struct Context {
 // Adds `--passphrase-fd N` to a verb.
 void add_passphrase_option(CLI::App& verb, int& passphrase_fd);
 
+// InvalidArgument, with the verbs to use, where the VM is a template.
+Result<void> refuse_template(vmm::VmConfig const& config);
+
 // On standard output.
 void print_line(std::string_view line);
 
@@ -51,5 +54,10 @@ void register_run(CLI::App& app, Context& context);
 void register_rekey(CLI::App& app, Context& context);
 void register_unlock(CLI::App& app, Context& context);
 void register_tpm(CLI::App& app, Context& context);
+void register_backup(CLI::App& app, Context& context);
+void register_restore(CLI::App& app, Context& context);
+void register_clone(CLI::App& app, Context& context);
+void register_config(CLI::App& app, Context& context);
+void register_template(CLI::App& app, Context& context);
 
 } // namespace coffer::cli

@@ -44,6 +44,11 @@ int run(int argc, char** argv) {
     register_rekey(app, context);
     register_unlock(app, context);
     register_tpm(app, context);
+    register_clone(app, context);
+    register_backup(app, context);
+    register_restore(app, context);
+    register_template(app, context);
+    register_config(app, context);
     try {
         app.parse(argc, argv);
     } catch (CLI::ParseError const& error) {

@@ -80,7 +80,8 @@ nlohmann::json config_json(vmm::VmConfig const& config) {
     nlohmann::json json = {{"memory", config.memory},           {"cpus", config.cpus},
                            {"disks", std::move(disks)},         {"tpm", vmm::to_string(config.tpm)},
                            {"firmware", config.firmware_code},  {"variables", config.firmware_variables},
-                           {"secure_boot", config.secure_boot}, {"created", config.created}};
+                           {"secure_boot", config.secure_boot}, {"created", config.created},
+                           {"encrypt", config.encrypt},         {"template", config.is_template}};
     if (config.tpm != vmm::TpmKind::None) json["pcr_banks"] = devices::format_pcr_banks(config.pcr_banks);
     return json;
 }

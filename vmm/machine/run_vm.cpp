@@ -6,10 +6,12 @@
 
 #include "base/file.hpp"
 #include "base/log.hpp"
+#include "vmm/control/backup.hpp"
 #include "vmm/control/rekey.hpp"
 #include "vmm/control/server.hpp"
 #include "vmm/control/status.hpp"
 #include "vmm/control/stop.hpp"
+#include "vmm/home/backup.hpp"
 #include "vmm/machine/agent_session.hpp"
 #include "vmm/machine/console.hpp"
 #include "vmm/machine/machine.hpp"
@@ -186,6 +188,15 @@ Result<void> Runner::make_control() {
     m_control->on<control::StopRequest>(
         [this](control::StopRequest const& request, control::Conversation&) -> Result<control::NoAnswer> {
             ask_to_stop(request.force);
+            return control::NoAnswer{};
+        });
+    m_control->on<control::BackupRequest>(
+        [this](control::BackupRequest const& request, control::Conversation& with) -> Result<control::NoAnswer> {
+            auto const file = with.take_descriptor();
+            BackupOptions options;
+            options.provider_name = request.provider_name;
+            options.provider_kind = request.provider_kind;
+            TRY(write_backup(m_home, file.get(), "the backup", options));
             return control::NoAnswer{};
         });
     m_control->on<control::RekeyRequest>(
