@@ -150,12 +150,127 @@ TEST_F(PowerLoss, ARekeyedHomeOpensWithTheOldKeyOrTheNewOne) {
             fault = fmt::format("{}: {}", state.what, home.error().message());
         else if (*(*home)->load(HomeFile::Tpm) != m_tpm || (state.finished && !is_new))
             fault = state.what;
-        at_new += is_new ? 1 : 0;
+        at_new += is_new ? 1U : 0U;
         return fault.empty();
     });
     EXPECT_EQ(fault, "");
     EXPECT_GT(at_new, 0U);
     EXPECT_LT(at_new, tried);
+    RecordProperty("states", static_cast<int>(tried));
+    fmt::print("{} system calls, {} states\n", model.calls(), tried);
+}
+
+// After a power failure in it, a deep rekey is finished as after any other stop, and costs nothing.
+TEST_F(PowerLoss, ADeepRekeyIsFinishedLater) {
+    auto const image = ByteVector(5000, std::byte{0x77});
+    auto const provider = *crypto::random_uuid();
+    {
+        auto home = m_host.open("vm");
+        ASSERT_TRUE(home);
+        ASSERT_TRUE((*home)->commit_file("snapshot-1.state", m_tpm));
+        add_image(**home, "snapshot-1.memory", image);
+    }
+    auto model = make_model();
+    auto seal = m_host.make_seal("2/new", provider);
+    ASSERT_EQ(model.record([&] {
+        auto home = m_host.open("vm");
+        return home && (*home)->rekey_deep(std::move(seal), rewrite_image, nullptr) ? 0 : 1;
+    }),
+              0);
+    auto sound = [&](HomeSession const& home) {
+        auto opened = home.open_image("snapshot-1.memory");
+        return *home.load(HomeFile::Nvram) == m_nvram && *home.load(HomeFile::Tpm) == m_tpm &&
+               *home.load_file("snapshot-1.state") == m_tpm && opened &&
+               *crypto::sha256({Bytes(content(opened->path)).subspan(4096)}) == opened->root.digest;
+    };
+    std::string fault;
+    unsigned at_new = 0;
+    auto const tried = model.for_each_state([&](CrashModel::State const& state) {
+        auto home = m_host.open("vm");
+        if (!home) {
+            fault = fmt::format("{}: {}", state.what, home.error().message());
+            return false;
+        }
+        bool const is_new = (*home)->header()->key_id == "2/new";
+        at_new += is_new ? 1U : 0U;
+        if (!sound(**home) || (state.finished && (!is_new || (*home)->deep_rekey_pending())))
+            fault = fmt::format("{}: content", state.what);
+        else if (auto done = (*home)->finish_deep_rekey(rewrite_image, nullptr); !done)
+            fault = fmt::format("{}: {}", state.what, done.error().message());
+        else if ((*home)->deep_rekey_pending() || !sound(**home))
+            fault = fmt::format("{}: content when finished", state.what);
+        return fault.empty();
+    });
+    EXPECT_EQ(fault, "");
+    EXPECT_GT(at_new, tried / 2);
+    EXPECT_LT(at_new, tried);
+    RecordProperty("states", static_cast<int>(tried));
+    fmt::print("{} system calls, {} states\n", model.calls(), tried);
+}
+
+TEST_F(PowerLoss, AnAcceptedRollbackIsThereOrCanBeAcceptedAgain) {
+    auto const old = snapshot();
+    ASSERT_TRUE((*m_host.open("vm"))->commit(HomeFile::Tpm, bytes_of("newer")));
+    auto const known = content(record());
+    for (auto const& [path, bytes] : old) put(path, bytes);
+    put(record(), known);
+
+    auto model = make_model();
+    auto accept = [&] { return m_host.open("vm", HomeAccess::Writer, RollbackPolicy::Accept); };
+    ASSERT_EQ(model.record([&] { return accept() ? 0 : 1; }), 0);
+    std::string fault;
+    unsigned accepted = 0;
+    auto const tried = model.for_each_state([&](CrashModel::State const& state) {
+        auto home = m_host.open("vm");
+        accepted += home ? 1U : 0U;
+        bool const refused = !home && home.error().message().find("rolled back") != std::string::npos;
+        if (refused && !state.finished) home = accept();
+        if (!home) {
+            fault = fmt::format("{}: {}", state.what, home.error().message());
+            return false;
+        }
+        auto const events = (*home)->history();
+        if (!events || events->back().kind != HistoryKind::RollbackAccepted || *(*home)->load(HomeFile::Tpm) != m_tpm)
+            fault = fmt::format("{}: content", state.what);
+        return fault.empty();
+    });
+    EXPECT_EQ(fault, "");
+    EXPECT_GT(accepted, 0U);
+    EXPECT_LT(accepted, tried);
+    RecordProperty("states", static_cast<int>(tried));
+    fmt::print("{} system calls, {} states\n", model.calls(), tried);
+}
+
+// Events go from `keys` to the file `history` where no more fit; none is lost or doubled on the way.
+TEST_F(PowerLoss, TheHistoryKeepsWhatWasAcknowledged) {
+    auto model = make_model();
+    constexpr unsigned k_events = 6;
+    ASSERT_EQ(model.record([&] {
+        auto home = m_host.open("vm");
+        for (unsigned i = 0; i < k_events; ++i) {
+            if (!home || !(*home)->append_history(HistoryKind::Other, fmt::format("{}", i))) return 1;
+            CrashModel::mark();
+        }
+        return 0;
+    }),
+              0);
+    std::string fault;
+    auto const tried = model.for_each_state([&](CrashModel::State const& state) {
+        auto home = m_host.open("vm");
+        auto events = home ? (*home)->history() : Result<std::vector<HistoryEvent>>(home.error());
+        if (!events) {
+            fault = fmt::format("{}: {}", state.what, events.error().message());
+            return false;
+        }
+        // The first is that of the home's making.
+        bool sound = events->size() > state.marks && events->size() <= state.marks + 2;
+        for (size_t i = 0; i < events->size(); ++i)
+            sound = sound && (*events)[i].number == i + 1 && (i == 0 || (*events)[i].text == fmt::format("{}", i - 1));
+        if (!sound)
+            fault = fmt::format("{}: {} events though {} were acknowledged", state.what, events->size(), state.marks);
+        return sound;
+    });
+    EXPECT_EQ(fault, "");
     RecordProperty("states", static_cast<int>(tried));
     fmt::print("{} system calls, {} states\n", model.calls(), tried);
 }
