@@ -46,6 +46,7 @@ inline bool writes_files(user_regs_struct const& regs) {
     case SYS_pwrite64:
     case SYS_fsync:
     case SYS_fdatasync:
+    case SYS_fallocate:
     case SYS_ftruncate:
     case SYS_rename:
     case SYS_renameat:

@@ -42,6 +42,8 @@ struct PlatformConfig {
     };
     std::optional<Tpm> tpm; // required where vm.tpm is not None
 
+    std::vector<devices::BlockBackend*> disks; // one for each of vm.disks
+
     devices::ByteSink* serial = nullptr;
     std::function<void()> on_serial_room;    // serial_room() is no longer 0; I/O thread or vCPU, device lock held
     devices::ByteSink* agent = nullptr;      // null: no agent port

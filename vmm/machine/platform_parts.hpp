@@ -18,7 +18,6 @@
 #include "devices/pci/lpc_bridge.hpp"
 #include "devices/pci/pci_host.hpp"
 #include "devices/storage/nvme.hpp"
-#include "devices/storage/raw_disk.hpp"
 #include "devices/tpm/crb.hpp"
 #include "devices/tpm/libtpms_backend.hpp"
 #include "devices/tpm/ppi.hpp"
@@ -71,7 +70,6 @@ struct Platform::PciDevices {
     devices::HostBridge host_bridge;
     std::optional<IoPort> pm_base; // where the PM block is attached
     devices::LpcBridge lpc;
-    std::vector<std::unique_ptr<devices::RawDisk>> files;
     std::vector<std::unique_ptr<devices::NvmeController>> disks;
     std::vector<std::string> boot_order;
     std::unique_ptr<devices::VirtioRng> rng;

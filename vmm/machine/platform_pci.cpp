@@ -32,22 +32,18 @@ Result<void> Platform::build_pci() {
     TRY(add(0, m_pci->host_bridge));
     TRY(add(k_lpc_slot, m_pci->lpc));
 
-    for (size_t index = 0; index < m_config.vm.disks.size(); ++index) {
-        auto const& config = m_config.vm.disks[index];
-        auto opened = devices::RawDisk::open(config.path, {.read_only = config.read_only});
-        if (!opened) return std::move(opened).error().with_context("disk");
-        auto file = std::move(*opened);
+    COFFER_ASSERT(m_config.disks.size() == m_config.vm.disks.size());
+    for (size_t index = 0; index < m_config.disks.size(); ++index) {
         // The namespace's identifier is the VM's with the disk's number in its last byte: stable, and one of a kind.
         auto nguid = m_config.vm.uuid.bytes();
         nguid.back() ^= static_cast<std::byte>(index);
         auto name = fmt::format("nvme.{}", index);
         auto controller = std::make_unique<devices::NvmeController>(
             devices::NvmeController::Config{.unit = name, .serial = fmt::format("coffer-{}", index), .nguid = nguid},
-            *file, m_parts.ram, loop);
+            *m_config.disks[index], m_parts.ram, loop);
         auto slot = k_first_disk_slot + static_cast<unsigned>(index);
         TRY(add(slot, *controller));
         m_pci->boot_order.push_back(firmware::nvme_boot_path(static_cast<uint8_t>(slot), 0));
-        m_pci->files.push_back(std::move(file));
         m_pci->disks.push_back(std::move(controller));
     }
 

@@ -27,7 +27,7 @@ SavedPlatform Platform::describe_for_saving() const {
     saved.cpus = m_config.vm.cpus;
     saved.tpm = static_cast<uint8_t>(m_config.vm.tpm);
     saved.agent = m_config.agent != nullptr;
-    for (auto const& file : m_pci->files) saved.disk_sizes.push_back(file->size());
+    for (auto const* disk : m_config.disks) saved.disk_sizes.push_back(disk->size());
     return saved;
 }
 

@@ -11,6 +11,7 @@
 #include "vmm/control/server.hpp"
 #include "vmm/control/status.hpp"
 #include "vmm/control/stop.hpp"
+#include "vmm/disk/home_disks.hpp"
 #include "vmm/home/backup.hpp"
 #include "vmm/machine/agent_session.hpp"
 #include "vmm/machine/console.hpp"
@@ -64,6 +65,7 @@ private:
     std::string m_backend;
     std::unique_ptr<devices::ByteSink> m_serial_output;
     std::unique_ptr<AgentSession> m_agent;
+    std::optional<HomeDisks> m_disks;
     std::unique_ptr<Machine> m_machine;
     std::unique_ptr<RawTerminal> m_terminal;
     std::unique_ptr<SerialInput> m_input;
@@ -119,6 +121,8 @@ Result<PlatformConfig> Runner::make_config() {
         tpm.store = &m_home.store(HomeFile::Tpm);
         config.tpm = std::move(tpm);
     }
+    m_disks = TRY(HomeDisks::open(m_home));
+    config.disks = m_disks->backends();
     TRY(open_serial(config));
     if (m_options.command) {
         auto output = std::make_unique<OutputThread>(TRY(duplicate(STDOUT_FILENO)), "standard output");
@@ -249,8 +253,12 @@ Result<RunOutcome> Runner::run() {
     m_serial_output = std::make_unique<NoOutput>();
     m_terminal.reset();
     report();
+    auto ended = outcome(end);
+    m_machine.reset(); // its disk threads end before the disks are closed
+    auto rested = m_disks->close();
     TRY_CONTEXT(std::move(closed), "the VM has ended, but its home could not be brought up to date");
-    return outcome(end);
+    TRY_CONTEXT(std::move(rested), "the VM has ended, but its disks could not be brought to rest");
+    return ended;
 }
 
 } // namespace

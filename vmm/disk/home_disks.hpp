@@ -1,0 +1,40 @@
+// The disks of a VM, as the process that runs it has them open.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "devices/core/backends.hpp"
+#include "vmm/disk/encrypted_disk.hpp"
+#include "vmm/home/home_session.hpp"
+
+namespace coffer::vmm {
+
+class HomeDisks {
+public:
+    // All of them, in the configuration's order. Notes in the home how new authenticated disks are, so that older
+    // copies are refused from here on. Errors name the disk: Busy, NotFound, Integrity, Io.
+    static Result<HomeDisks> open(HomeSession& home);
+
+    // Live as long as this object.
+    std::vector<devices::BlockBackend*> backends() const;
+    // When nothing uses the disks any more: brings encrypted ones to rest and notes it in the home.
+    Result<void> close();
+
+    // Of an open home's configuration, for verbs that look at one disk. NotFound, Integrity.
+    static Result<DiskSecrets> load_secrets(HomeSession const& home);
+    static Result<std::unique_ptr<EncryptedDisk>> open_encrypted(HomeSession const& home, DiskConfig const& config,
+                                                                 DiskSecrets& secrets);
+
+private:
+    explicit HomeDisks(HomeSession& home) : m_home(&home) {}
+    Result<std::unique_ptr<devices::BlockBackend>> open_own(HomeSession const& home, DiskConfig const& config);
+    Result<void> note_epochs();
+
+    HomeSession* m_home;
+    DiskSecrets m_secrets;
+    std::vector<std::unique_ptr<devices::BlockBackend>> m_disks;
+    std::vector<EncryptedDisk*> m_encrypted; // some of m_disks
+};
+
+} // namespace coffer::vmm
