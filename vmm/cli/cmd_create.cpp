@@ -2,7 +2,6 @@
 #include <filesystem>
 
 #include <CLI/CLI.hpp>
-#include <sys/stat.h>
 
 #include "base/clock.hpp"
 #include "base/file.hpp"
@@ -11,6 +10,7 @@
 #include "vmm/cli/context.hpp"
 #include "vmm/cli/exit_codes.hpp"
 #include "vmm/cli/memory_size.hpp"
+#include "vmm/cli/new_disks.hpp"
 #include "vmm/cli/new_tpm.hpp"
 #include "vmm/cli/provider_choice.hpp"
 #include "vmm/cli/wording.hpp"
@@ -37,6 +37,8 @@ struct CreateOptions {
     std::string memory = "1G";
     uint32_t cpus = 1;
     std::vector<std::string> disks;
+    bool encrypt_disks = false;
+    bool integrity = false;
     std::string tpm;
     std::string pcr_banks;
     std::string provider;
@@ -56,20 +58,6 @@ Result<std::string> absolute(std::string const& path) {
     auto result = fs::absolute(path, error);
     if (error) return make_error(ErrorCode::Io, "cannot resolve {}: {}", path, error.message());
     return result.lexically_normal().native();
-}
-
-Result<std::string> check_disk(std::string const& given) {
-    auto path = TRY(absolute(given));
-    struct stat info {};
-    if (::stat(path.c_str(), &info) != 0) return errno_error(errno, fmt::format("disk {}", path));
-    if (!S_ISREG(info.st_mode) && !S_ISBLK(info.st_mode))
-        return make_error(ErrorCode::InvalidArgument, "disk {} is neither a file nor a block device", path);
-    if (S_ISREG(info.st_mode) && (info.st_size == 0 || info.st_size % 512 != 0))
-        return make_error(
-            ErrorCode::InvalidArgument,
-            "disk {} has {} bytes: a disk has a multiple of 512 ('truncate -s 10G {}' makes an empty one)", path,
-            info.st_size, path);
-    return path;
 }
 
 // Firmware images and the variables of a new VM.
@@ -108,11 +96,12 @@ bool is_tpm_kind(std::string_view text) noexcept {
 }
 
 Result<int> create_from_template(Context const& context, CreateOptions const& options) {
-    if (!options.disks.empty() || options.secure_boot || !options.firmware.empty() || !options.variables.empty() ||
-        options.tpm == "none")
-        return make_error(ErrorCode::InvalidArgument,
-                          "disks and firmware of a VM that is made --from a template are the template's, and so is its "
-                          "TPM: --disk, --firmware, --variables, --secure-boot and --tpm none do not go with it");
+    if (!options.disks.empty() || options.encrypt_disks || options.integrity || options.secure_boot ||
+        !options.firmware.empty() || !options.variables.empty() || options.tpm == "none")
+        return make_error(
+            ErrorCode::InvalidArgument,
+            "disks and firmware of a VM that is made --from a template are the template's, and so is its "
+            "TPM: --disk, --encrypt-disks, --firmware, --variables, --secure-boot and --tpm none do not go with it");
     CreateFrom request;
     request.name = options.name;
     request.source = options.from;
@@ -125,6 +114,18 @@ Result<int> create_from_template(Context const& context, CreateOptions const& op
     if (options.cpus_given) request.cpus = options.cpus;
     request.passphrase_fd = options.passphrase_fd;
     return create_from(context, request);
+}
+
+Result<NewDisks> plan_disks(CreateOptions const& options) {
+    if (options.integrity && !options.encrypt_disks)
+        return make_error(ErrorCode::InvalidArgument, "--integrity goes with --encrypt-disks: give both");
+    if (options.encrypt_disks && options.disks.empty())
+        return make_error(ErrorCode::InvalidArgument,
+                          "--encrypt-disks is for VMs with disks: give --disk FILE to encrypt the content of a raw "
+                          "image, or --disk new:SIZE for an empty disk");
+    return NewDisks::plan(options.disks, !options.encrypt_disks ? vmm::DiskProtection::None
+                                         : options.integrity    ? vmm::DiskProtection::Authenticated
+                                                                : vmm::DiskProtection::Unauthenticated);
 }
 
 Result<int> create(Context const& context, CreateOptions const& options) {
@@ -145,10 +146,11 @@ Result<int> create(Context const& context, CreateOptions const& options) {
     if (!options.pcr_banks.empty() && config.tpm == vmm::TpmKind::None)
         return make_error(ErrorCode::InvalidArgument, "--pcr-banks is for VMs with a TPM, and --tpm none was given");
     config.created = wall_clock_seconds();
-    for (auto const& disk : options.disks) config.disks.push_back({TRY(check_disk(disk)), false});
+    auto const disks = TRY(plan_disks(options));
+    config.disks = disks.configs();
     auto variables = TRY(choose_firmware(options, config));
     std::optional<ProviderInfo> provider;
-    if (config.tpm != vmm::TpmKind::None || options.encrypt || !options.provider.empty())
+    if (config.tpm != vmm::TpmKind::None || options.encrypt || options.encrypt_disks || !options.provider.empty())
         provider = TRY(choose_provider(ProviderRegistry(location.root.providers()), options.provider));
     config.encrypt = options.encrypt || (provider && config.tpm == vmm::TpmKind::None);
     TRY(vmm::check_vm_config(config));
@@ -159,12 +161,16 @@ Result<int> create(Context const& context, CreateOptions const& options) {
         seal = TRY(keeper.make_seal(provider->id, options.name));
     }
     auto tpm = TRY(make_new_tpm(config));
-    TRY(vmm::create_home(location, config, variables, std::move(seal), tpm.bytes()));
+    TRY(vmm::create_home(location, config, variables, std::move(seal), tpm.bytes(), disks.for_home(config.uuid)));
     if (provider)
         print_line(fmt::format("created VM '{}', encrypted under key provider '{}', TPM {}", config.name,
                                provider->name, vmm::to_string(config.tpm)));
     else
         print_line(fmt::format("created VM '{}', unencrypted, without TPM", config.name));
+    for (auto const& path : disks.imported())
+        print_line(fmt::format("the disk's content is encrypted in the VM's home; {} still has it in the clear: delete "
+                               "it when the VM is found to work",
+                               path));
     if (provider && provider->keys_on_disk()) print_line(unprotected_provider_warning(provider->name));
     return to_int(ExitCode::Ok);
 }
@@ -179,9 +185,16 @@ void register_create(CLI::App& app, Context& context) {
                        ->capture_default_str()
                        ->type_name("SIZE");
     auto* cpus = verb->add_option("--cpus", options->cpus, "Virtual CPUs")->capture_default_str()->type_name("N");
-    verb->add_option("--disk", options->disks, "A raw disk image or block device; may be given several times")
+    verb->add_option("--disk", options->disks,
+                     "A raw disk image or block device; may be given several times. With --encrypt-disks: its content "
+                     "is copied, or "
+                     "new:SIZE for an empty disk")
         ->allow_extra_args(false) // one value each, so that a NAME may follow
         ->type_name("FILE");
+    verb->add_flag("--encrypt-disks", options->encrypt_disks,
+                   "Keep the content of the disks encrypted in the VM's home (AES-256-XTS)");
+    verb->add_flag("--integrity", options->integrity,
+                   "With --encrypt-disks: authenticate the content, so that changes of the images are seen");
     verb->add_option(
             "--tpm", options->tpm,
             "TPM 2.0: crb (default), tis or none. With --from: copy the template's, replace it by a new one, or "

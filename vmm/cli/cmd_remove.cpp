@@ -19,12 +19,14 @@ struct RemoveOptions {
 
 Result<void> confirm(std::string const& name) {
     if (::isatty(STDIN_FILENO) != 1)
-        return make_error(ErrorCode::InvalidArgument,
-                          "removing '{}' destroys its TPM and UEFI state for good: give --yes if that is wanted", name);
-    print_line(
-        fmt::format("This destroys the TPM and UEFI state of '{}' for good; disks stay. What is sealed to its TPM "
-                    "(BitLocker, LUKS, keys) can no longer be opened by it.\nType the VM's name to go on:",
-                    name));
+        return make_error(
+            ErrorCode::InvalidArgument,
+            "removing '{}' destroys its TPM and UEFI state and encrypted disks for good: give --yes if that is wanted",
+            name);
+    print_line(fmt::format("This destroys the TPM and UEFI state of '{}' and its encrypted disks for good; other disk "
+                           "images stay. What is sealed to its TPM "
+                           "(BitLocker, LUKS, keys) can no longer be opened by it.\nType the VM's name to go on:",
+                           name));
     std::string answer;
     std::getline(std::cin, answer);
     if (answer != name) return make_error(ErrorCode::Cancelled, "'{}' was not removed", name);
@@ -49,7 +51,8 @@ Result<int> remove(Context const& context, RemoveOptions const& options) {
 } // namespace
 
 void register_remove(CLI::App& app, Context& context) {
-    auto* verb = app.add_subcommand("remove", "Remove a VM with its TPM and UEFI state; disks stay");
+    auto* verb = app.add_subcommand(
+        "remove", "Remove a VM with its TPM and UEFI state and encrypted disks; other disk images stay");
     auto options = std::make_shared<RemoveOptions>();
     verb->add_option("NAME", options->name, "The VM")->required();
     verb->add_flag("--yes", options->yes, "Do not ask");

@@ -5,6 +5,7 @@
 
 #include "vmm/cli/context.hpp"
 #include "vmm/cli/exit_codes.hpp"
+#include "vmm/cli/new_disks.hpp"
 #include "vmm/cli/vm_status.hpp"
 #include "vmm/cli/wording.hpp"
 
@@ -44,7 +45,8 @@ void print_config(vmm::VmConfig const& config) {
     print_row("firmware", config.firmware_code);
     print_row("secure boot", config.secure_boot ? "keys enrolled at create" : "no keys enrolled at create");
     for (auto const& disk : config.disks)
-        print_row("disk", fmt::format("{}{} (unencrypted)", disk.path, disk.read_only ? ", read-only" : ""));
+        print_row("disk",
+                  fmt::format("{}{} ({})", disk.path, disk.read_only ? ", read-only" : "", describe(disk.protection)));
 }
 
 void print_history(std::vector<vmm::HistoryEvent> const& events) {

@@ -53,6 +53,7 @@ void register_remove(CLI::App& app, Context& context);
 void register_run(CLI::App& app, Context& context);
 void register_rekey(CLI::App& app, Context& context);
 void register_unlock(CLI::App& app, Context& context);
+void register_disk(CLI::App& app, Context& context);
 void register_tpm(CLI::App& app, Context& context);
 void register_backup(CLI::App& app, Context& context);
 void register_restore(CLI::App& app, Context& context);

@@ -43,6 +43,7 @@ int run(int argc, char** argv) {
     register_remove(app, context);
     register_rekey(app, context);
     register_unlock(app, context);
+    register_disk(app, context);
     register_tpm(app, context);
     register_clone(app, context);
     register_backup(app, context);

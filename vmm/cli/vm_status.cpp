@@ -76,7 +76,9 @@ namespace {
 
 nlohmann::json config_json(vmm::VmConfig const& config) {
     auto disks = nlohmann::json::array();
-    for (auto const& disk : config.disks) disks.push_back({{"path", disk.path}, {"read_only", disk.read_only}});
+    for (auto const& disk : config.disks)
+        disks.push_back(
+            {{"path", disk.path}, {"read_only", disk.read_only}, {"protection", vmm::to_string(disk.protection)}});
     nlohmann::json json = {{"memory", config.memory},           {"cpus", config.cpus},
                            {"disks", std::move(disks)},         {"tpm", vmm::to_string(config.tpm)},
                            {"firmware", config.firmware_code},  {"variables", config.firmware_variables},
