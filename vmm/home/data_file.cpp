@@ -61,7 +61,7 @@ public:
 
     Result<void> encrypt(uint64_t unit, Bytes from, MutBytes to) {
         if (m_cipher) return m_cipher->encrypt_unit(unit, from, to);
-        std::memcpy(to.data(), from.data(), to.size());
+        std::memmove(to.data(), from.data(), to.size()); // the two may be the same
         return {};
     }
     Result<void> decrypt(uint64_t unit, Bytes from, MutBytes to) {
@@ -208,15 +208,13 @@ Result<ByteVector> seal_data_file(DataFileHeader header, crypto::DataEncryptionK
     MutBytes const tags = MutBytes(file).last(count * spec::k_tag_size);
     for (uint64_t unit = 0; unit < count; ++unit) {
         Bytes plain = content.subspan(unit * spec::k_unit_size);
-        std::array<std::byte, spec::k_unit_size> padded{}; // the last unit is filled up with zeros
-        if (plain.size() < spec::k_unit_size) {
-            store_bytes(padded, 0, plain);
-            plain = padded;
-        }
         MutBytes const ciphertext = units.subspan(unit * spec::k_unit_size, spec::k_unit_size);
-        auto encrypted = seal.encrypt(unit, plain.first(spec::k_unit_size), ciphertext);
-        crypto::wipe_bytes(padded);
-        TRY(std::move(encrypted));
+        if (plain.size() < spec::k_unit_size) {
+            // The last unit is filled up with zeros, which are there, and encrypted where it lies.
+            store_bytes(ciphertext, 0, plain);
+            plain = ciphertext;
+        }
+        TRY(seal.encrypt(unit, plain.first(spec::k_unit_size), ciphertext));
         store_bytes(tags, unit * spec::k_tag_size, TRY(seal.unit_tag(header, unit, ciphertext)));
     }
     MutBytes const head = MutBytes(file).first(spec::k_header_size);
