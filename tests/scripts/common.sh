@@ -8,7 +8,7 @@ build_packages=(
 )
 # What tests compare guests and the software CPU with, and what unpacks the kernel for that; a KMIP server, and
 # certificates for it; who uses a served TPM.
-test_packages=(busybox-static lz4 openssl python3-pykmip qemu-system-x86 qemu-utils tpm2-tools)
+test_packages=(busybox-static lz4 openssl python3-cryptography python3-pykmip qemu-system-x86 qemu-utils tpm2-tools)
 # What images/build-demo-guest needs on the host; the guest's own packages it fetches by itself.
 image_packages=(apt binutils dosfstools mtools python3 tar zstd)
 

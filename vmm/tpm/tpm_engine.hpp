@@ -20,8 +20,10 @@ public:
     TpmEngine(HomeSession& home, devices::LibtpmsBackend& tpm) : m_home(home), m_tpm(tpm) {}
 
     // Runs a TPM command; its response, once the state it has changed is durable. While the home refuses to take the
-    // state this waits and tries again; nothing (Cancelled) where stop() came first: the peer is told nothing.
-    Result<ByteVector> execute(Bytes command);
+    // state this waits and tries again; nothing (Cancelled) where stop() came first, or `gone` says that nobody waits
+    // for the response: the peer is told nothing. Commands that come after that are answered with TPM_RC_RETRY, and not
+    // begun, until the home takes what they would build on.
+    Result<ByteVector> execute(Bytes command, std::function<bool()> const& gone = {});
 
     // The response to a request other than SetDataFd and Shutdown, which are their sockets' business.
     tpm_control::Response control(tpm_control::Request const& request);

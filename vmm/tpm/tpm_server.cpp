@@ -147,7 +147,10 @@ private:
                 return false;
             }
         }
-        auto response = m_engine.execute(Bytes(m_command).first(got));
+        auto response = m_engine.execute(Bytes(m_command).first(got), [this] {
+            pollfd client{m_client.get(), 0, 0}; // POLLHUP and POLLERR are always told
+            return ::poll(&client, 1, 0) > 0;
+        });
         explicit_bzero(m_command.data(), got);
         return response && send_all(m_client.get(), *response);
     }

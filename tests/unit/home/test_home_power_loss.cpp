@@ -275,5 +275,36 @@ TEST_F(PowerLoss, TheHistoryKeepsWhatWasAcknowledged) {
     fmt::print("{} system calls, {} states\n", model.calls(), tried);
 }
 
+// A further file is there whole, or not at all, before and after.
+TEST_F(PowerLoss, AFurtherFileIsThereOrNot) {
+    auto model = make_model();
+    auto const content = ByteVector(9000, std::byte{0x77});
+    ASSERT_EQ(model.record([&] {
+        auto home = m_host.open("vm");
+        if (!home || !(*home)->commit_file("snapshot-1.state", content)) return 1;
+        CrashModel::mark();
+        if (!(*home)->drop_file("snapshot-1.state")) return 2;
+        CrashModel::mark();
+        return 0;
+    }),
+              0);
+    std::string fault;
+    auto const tried = model.for_each_state([&](CrashModel::State const& state) {
+        auto home = m_host.open("vm");
+        if (!home) {
+            fault = fmt::format("{}: {}", state.what, home.error().message());
+            return false;
+        }
+        auto file = (*home)->load_file("snapshot-1.state");
+        bool const sound = *(*home)->load(HomeFile::Tpm) == m_tpm &&
+                           (file ? *file == content && state.marks < 2 : file.error().code() == ErrorCode::NotFound);
+        if (!sound) fault = fmt::format("{}: {}", state.what, file ? "content" : file.error().message());
+        return sound;
+    });
+    EXPECT_EQ(fault, "");
+    RecordProperty("states", static_cast<int>(tried));
+    fmt::print("{} system calls, {} states\n", model.calls(), tried);
+}
+
 } // namespace
 } // namespace coffer::vmm::tests
