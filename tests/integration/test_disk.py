@@ -6,9 +6,10 @@ import shutil
 import socket
 import struct
 import subprocess
+import time
 import unittest
 
-from harness import HostTest
+from harness import BOOT_LIMIT, CMDLINE, IMAGES, HostTest
 from test_tpm_serve import PATIENCE, RANDOM, STARTUP, code, receive, transact
 
 CLONE_NEWNS = 0x00020000
@@ -125,6 +126,35 @@ class SmallDisk(HostTest):
         self.assertEqual(code(receive(data, 10)), 0)
         server.kill()
         server.wait()
+        self.serve()
+        data = self.data()
+        self.assertEqual(code(transact(data, STARTUP)), 0)
+        self.assertIn(struct.pack(">I", INDEX), transact(data, NV_INDICES))
+
+    def test_a_guests_command_waits_for_the_disk(self):
+        errors = self.host.folder / "errors"
+        with open(errors, "wb") as sink:
+            # The disk is filled while the guest sleeps.
+            machine = self.host.start("run", "vm", "--accel", "soft", "--kernel", IMAGES / "vmlinuz", "--initrd",
+                                      IMAGES / "initrd.img", "--cmdline", CMDLINE, "--timeout", 2 * BOOT_LIMIT, "--exec",
+                                      f"echo ready; sleep 30; tpm2_nvdefine -Q -C o -s 8 {INDEX:#x}; echo defined $?; "
+                                      "tpm2_getrandom 4 > /dev/null; echo random $?",
+                                      stdout=subprocess.PIPE, stderr=sink, text=True)
+        self.addCleanup(machine.stdout.close)
+        self.addCleanup(machine.wait)
+        self.addCleanup(machine.kill)
+        self.assertEqual(machine.stdout.readline(), "ready\n", errors.read_text()[-2000:])
+        self.fill()
+        deadline = time.monotonic() + BOOT_LIMIT
+        while "TPM state cannot be stored" not in errors.read_text():
+            self.assertLess(time.monotonic(), deadline, errors.read_text()[-2000:])
+            self.assertIsNone(machine.poll())
+            time.sleep(0.2)
+        time.sleep(2)
+        self.assertIsNone(machine.poll(), "the guest waits")
+        self.make_room()
+        self.assertEqual(machine.stdout.read(), "defined 0\nrandom 0\n")
+        self.assertEqual(machine.wait(BOOT_LIMIT), 0)
         self.serve()
         data = self.data()
         self.assertEqual(code(transact(data, STARTUP)), 0)
