@@ -210,8 +210,11 @@ class Keys(HostTest):
         files, damaged = self.files("orphan"), self.files("damaged")
         for verb in (["run", "orphan", "--accel", "soft", "--timeout", "1"], ["tpm", "show", "orphan"],
                      ["tpm", "pcrs", "orphan"], ["tpm", "clear", "orphan", "--yes"], ["rekey", "orphan"],
-                     ["rekey", "orphan", "--deep"]):
+                     ["rekey", "orphan", "--deep"], ["clone", "orphan", "copy"], ["template", "orphan"],
+                     ["backup", "orphan", self.host.folder / "backup"], ["tpm", "remove", "orphan", "--yes"]):
             self.refused(77, *verb)
+        self.assertFalse((self.host.folder / "backup").exists())
+        self.assertFalse(self.host.home("copy").exists())
         self.assertEqual(self.files("orphan"), files)
         shutil.move(self.host.folder / "elsewhere", self.host.root / "providers")
         self.assertIn("in order", self.ok("unlock", "orphan"))
@@ -233,8 +236,8 @@ class Guest(HostTest):
         self.create("vm", "--tpm", "crb", "--provider", "local")
         self.run_in_guest("vm", SEAL)
 
-    def unseals(self):
-        out = self.run_in_guest("vm", f"{UNSEAL}; echo; echo count $({COUNT})")
+    def unseals(self, *options):
+        out = self.run_in_guest("vm", f"{UNSEAL}; echo; echo count $({COUNT})", *options)
         self.assertIn("the-sealed-secret", out)
         return int(re.search(r"count ([0-9a-f]{16})", out)[1], 16)
 
@@ -249,6 +252,8 @@ class Guest(HostTest):
             time.sleep(0.2)
 
     def test_unseals_after_every_rekey(self):
+        old = self.host.folder / "old"
+        shutil.copytree(self.host.home("vm"), old)
         self.ok("rekey", "vm")
         log = self.host.folder / "guest.log"
         with log.open("wb") as out:
@@ -280,6 +285,14 @@ class Guest(HostTest):
         self.unseals()
         kinds = [event["kind"] for event in self.host.json("show", "vm")["history"]]
         self.assertEqual(kinds, ["created", "rekeyed", "rekeyed", "provider changed", "provider changed", "deep rekey"])
+
+        # The copy from before all of that opens with the key that it was under, and is as old as it is.
+        shutil.rmtree(self.host.home("vm"))
+        shutil.copytree(old, self.host.home("vm"))
+        self.refused(65, "unlock", "vm")
+        self.assertLess(self.unseals("--accept-rollback"), ticks[0])
+        self.ok("unlock", "vm")
+        self.assertEqual(self.host.json("show", "vm")["history"][-1]["kind"], "rollback accepted")
 
 
 if __name__ == "__main__":
