@@ -8,7 +8,7 @@ import subprocess
 import time
 import unittest
 
-from harness import BOOT_LIMIT, CMDLINE, IMAGES, HostTest
+from harness import BOOT_LIMIT, CMDLINE, IMAGES, HostTest, Terminal
 
 SEAL = r"""
 set -e
@@ -130,6 +130,14 @@ class Keys(HostTest):
         # A file of before is not taken for one of now.
         (self.host.home("vm") / "tpm").write_bytes(files["tpm"])
         self.assertIn("tpm", self.refused(65, "run", "vm", "--accel", "soft", "--timeout", "1"))
+
+    def test_deep_rekey_shows_how_far_it_is_on_a_terminal(self):
+        self.create("vm", "--provider", "local")
+        terminal = Terminal(self.host, "rekey", "vm", "--deep")
+        self.addCleanup(terminal.close)
+        terminal.read_until(rb"rekeying 'vm' \[.*%.*deep-rekeyed VM", limit=60)
+        self.assertEqual(terminal.wait(), 0)
+        self.assertNotIn("%", self.host.coffer("rekey", "vm", "--deep").stderr)
 
     def test_deep_rekey_killed_at_any_time_is_finished_later(self):
         self.create("vm", "--provider", "local")
