@@ -8,8 +8,8 @@
 #include <vector>
 
 #include "base/file.hpp"
-#include "base/file_copy.hpp"
 #include "vmm/home/backup_format.hpp"
+#include "vmm/home/file_copy.hpp"
 #include "vmm/home/home_open.hpp"
 #include "vmm/home/home_seal.hpp"
 #include "vmm/home/home_session.hpp"

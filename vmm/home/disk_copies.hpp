@@ -7,7 +7,7 @@
 #include <string>
 #include <vector>
 
-#include "base/file_copy.hpp"
+#include "vmm/home/file_copy.hpp"
 #include "vmm/home/vm_config.hpp"
 
 namespace coffer::vmm {

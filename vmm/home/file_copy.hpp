@@ -7,7 +7,7 @@
 
 #include "base/result.hpp"
 
-namespace coffer {
+namespace coffer::vmm {
 
 // Bytes looked at so far, holes included; an error stops the copy and is its result.
 using CopyProgress = std::function<Result<void>(uint64_t done)>;
@@ -22,4 +22,4 @@ Result<void> copy_file_content(int from, std::filesystem::path const& from_name,
 Result<void> for_each_data_piece(int fd, std::filesystem::path const& name, uint64_t size, uint64_t piece,
                                  std::function<Result<void>(uint64_t offset, uint64_t size)> const& use);
 
-} // namespace coffer
+} // namespace coffer::vmm

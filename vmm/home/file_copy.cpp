@@ -1,4 +1,4 @@
-#include "base/file_copy.hpp"
+#include "vmm/home/file_copy.hpp"
 
 #include <algorithm>
 #include <cerrno>
@@ -11,7 +11,7 @@
 #include "base/bytes.hpp"
 #include "base/file.hpp"
 
-namespace coffer {
+namespace coffer::vmm {
 
 Result<void> for_each_data_piece(int fd, std::filesystem::path const& name, uint64_t size, uint64_t piece,
                                  std::function<Result<void>(uint64_t, uint64_t)> const& use) {
@@ -58,4 +58,4 @@ Result<void> copy_file_content(int from, std::filesystem::path const& from_name,
     return progress(size);
 }
 
-} // namespace coffer
+} // namespace coffer::vmm
