@@ -59,7 +59,7 @@ Result<vmm::DiskCopies> plan_disks(vmm::BackupFile const& backup, vmm::VmConfig&
         if (!part || disk.protection != vmm::DiskProtection::None) continue;
         fs::path const to = place(fs::path(disk.path));
         disk.path = to.native();
-        auto fill = [&backup, part](int fd, fs::path const& name, CopyProgress const& progress) {
+        auto fill = [&backup, part](int fd, fs::path const& name, vmm::CopyProgress const& progress) {
             return backup.extract_disk(*part, fd, name, progress);
         };
         TRY(disks.add(to, part->content_size, fill));
