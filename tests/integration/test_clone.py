@@ -47,7 +47,7 @@ class Sealing(HostTest):
         self.assertNotIn(SECRET, out)
 
     def endorsement_keys(self, name):
-        return self.host.json("tpm", "show", name)["endorsement_keys"]
+        return self.host.json("tpm", "show", name)["ek"]
 
 
 class Clone(Sealing):
@@ -69,6 +69,8 @@ class Clone(Sealing):
         self.assertEqual(len({vm["key_id"] for vm in shown.values()}), 3, "each has a bundle key of its own")
         self.assertEqual(self.endorsement_keys("src"), self.endorsement_keys("same"))
         self.assertNotEqual(self.endorsement_keys("src"), self.endorsement_keys("other"))
+        for key in self.endorsement_keys("src"):
+            self.assertTrue(key["name"])
 
         self.expect_unseals("same", sealed)
         self.expect_refuses("other", sealed)

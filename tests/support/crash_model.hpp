@@ -18,6 +18,7 @@
 #include <algorithm>
 #include <array>
 #include <climits>
+#include <cstdio>
 #include <cstring>
 #include <filesystem>
 #include <map>
@@ -118,11 +119,11 @@ private:
     static constexpr size_t k_all_subsets = 5; // of so many changes of names all subsets are tried, of more some
 
     using Path = std::string;
-    enum class Kind { Mark, MakeFile, MakeFolder, Write, Truncate, SyncFile, SyncFolder, Rename, Remove };
+    enum class Kind { Mark, MakeFile, MakeFolder, Write, Truncate, SyncFile, SyncFolder, Rename, Remove, Exchange };
     struct Step {
         Kind kind;
         Path path;
-        Path to;             // of Rename
+        Path to;             // of Rename and Exchange
         uint64_t offset = 0; // of Write; of Truncate the size
         ByteVector data;
     };
@@ -279,7 +280,12 @@ private:
                 add({std::filesystem::is_directory(path) ? Kind::SyncFolder : Kind::SyncFile, path, {}, 0, {}});
             return;
         case SYS_renameat2:
-            if (is_modelled(m_path) && (regs.r8 & ~uint64_t{1}) != 0) // but for RENAME_NOREPLACE
+            if (is_modelled(m_path) && regs.r8 == RENAME_EXCHANGE) {
+                if (!is_modelled(m_to)) throw std::runtime_error("a rename out of the model");
+                add({Kind::Exchange, m_path, m_to, 0, {}});
+                return;
+            }
+            if (is_modelled(m_path) && (regs.r8 & ~uint64_t{RENAME_NOREPLACE}) != 0)
                 throw std::runtime_error("renameat2 with flags");
             [[fallthrough]];
         case SYS_rename:
@@ -438,6 +444,15 @@ private:
                          from.second + " to " + to.second);
             return;
         }
+        case Kind::Exchange: {
+            auto const one = place_of(live.now, step.path);
+            auto const other = place_of(live.now, step.to);
+            change_names(live,
+                         {{one.first, one.second, live.now.nodes[other.first].entries.at(other.second)},
+                          {other.first, other.second, live.now.nodes[one.first].entries.at(one.second)}},
+                         one.second + " for " + other.second);
+            return;
+        }
         case Kind::Remove: {
             auto const [folder, name] = place_of(live.now, step.path);
             change_names(live, {{folder, name, std::nullopt}}, "no " + name);
@@ -545,8 +560,8 @@ private:
     }
 
     std::string describe(size_t calls, Live const& live, NameChoice const& names, DataChoice const& data) const {
-        static constexpr std::array<char const*, 9> k_kinds{"mark", "new file", "new folder", "write",  "truncate",
-                                                            "sync", "sync of",  "rename",     "removal"};
+        static constexpr std::array<char const*, 10> k_kinds{"mark", "new file", "new folder", "write",   "truncate",
+                                                             "sync", "sync of",  "rename",     "removal", "exchange"};
         std::string text = fmt::format("after {} of {} calls", calls, m_steps.size());
         if (calls > 0) {
             auto const& step = m_steps[calls - 1];
