@@ -104,6 +104,29 @@ class Clone(Sealing):
         self.refused(73, "clone", "src", "dst")
         self.refused(66, "clone", "nobody", "new")
 
+    def test_encrypted_disks_get_keys_of_their_own(self):
+        self.add_provider()
+        content = b"content of the disk" * 1000 + bytes(8_000_000 - 19_000 + 512)
+        plain = self.host.folder / "plain.img"
+        plain.write_bytes(content)
+        for name, options in (("src", ["--integrity"]), ("loose", [])):
+            self.ok("create", name, "--provider", "local", "--encrypt-disks", "--disk", plain, *options)
+            backup = self.host.folder / f"{name}.backup"
+            image = (self.host.home(name) / "disk-0").read_bytes()
+            self.ok("backup", name, backup, "--disks")
+            self.ok("clone", name, f"{name}-clone", "--tpm", "replace")
+            self.ok("restore", backup, "--name", f"{name}-beside", "--tpm", "replace")
+            self.ok("remove", name, "--yes")
+            self.ok("restore", backup)
+            self.assertEqual((self.host.home(name) / "disk-0").read_bytes(), image)
+            for vm in (name, f"{name}-clone", f"{name}-beside"):
+                out = self.host.folder / f"{vm}.img"
+                self.ok("disk", "export", vm, "0", out)
+                self.assertEqual(out.read_bytes(), content, vm)
+                self.assertFalse([path.name for path in self.host.home(vm).iterdir() if path.name.startswith(".")])
+            images = {(self.host.home(vm) / "disk-0").read_bytes() for vm in (name, f"{name}-clone", f"{name}-beside")}
+            self.assertEqual(len(images), 3)
+
     def test_running_source_is_refused(self):
         self.add_provider()
         self.create("src", "--provider", "local")

@@ -121,13 +121,9 @@ Result<void> make_clone(vmm::HomeLocation const& location, CloneSource source, C
     if (!options.pcr_banks.empty()) config.pcr_banks = TRY(devices::parse_pcr_banks(options.pcr_banks));
     if (change) change(config);
     if (options.no_disks) config.disks.clear();
-    for (auto const& disk : config.disks)
-        if (disk.protection != vmm::DiskProtection::None)
-            return make_error(ErrorCode::Unsupported,
-                              "'{}' has encrypted disks, which cannot be copied; --no-disks makes a VM without disks",
-                              source.config.name);
     auto disks = source.plan_disks ? source.plan_disks(config) : copies_of_disks(location.name, options, config);
     if (!disks) return std::move(disks).error();
+    auto const encrypted_disks = TRY(ClonedDisks::plan(config, source.open_disk));
     auto const provider = TRY(clone_provider(location.root, options, source, config));
     config.encrypt = config.encrypt || (provider && config.tpm == vmm::TpmKind::None);
     TRY(vmm::check_vm_config(config));
@@ -149,6 +145,7 @@ Result<void> make_clone(vmm::HomeLocation const& location, CloneSource source, C
     vmm::HomeContents contents;
     contents.nvram = source.nvram;
     contents.tpm = source.tpm.bytes();
+    contents.disks = encrypted_disks.for_home(config.uuid);
     contents.event = source.event;
     contents.event_text = fmt::format(
         "{}, TPM: {}",
@@ -161,7 +158,9 @@ Result<void> make_clone(vmm::HomeLocation const& location, CloneSource source, C
                            provider ? fmt::format("encrypted under key provider '{}'", provider->name)
                                     : std::string("unencrypted")));
     for (auto const& disk : config.disks)
-        if (disk.protection == vmm::DiskProtection::None)
+        if (disk.protection != vmm::DiskProtection::None)
+            print_line(fmt::format("disk {} in the home, encrypted under a key of its own", disk.path));
+        else
             print_line(fmt::format("disk {}{}", disk.path, disk.read_only ? ", shared: it is read-only" : ""));
     report_clone_tpm(tpm, source.config.name, location.name);
     if (provider && provider->keys_on_disk()) print_line(unprotected_provider_warning(provider->name));

@@ -6,6 +6,7 @@
 #include <string>
 
 #include "keyprovider/registry.hpp"
+#include "vmm/cli/cloned_disks.hpp"
 #include "vmm/cli/home_opener.hpp"
 #include "vmm/cli/new_tpm.hpp"
 #include "vmm/home/disk_copies.hpp"
@@ -37,6 +38,7 @@ struct CloneSource {
     std::string event_text; // what the new home's history begins with; empty: of which VM it is a copy
     // Where the disks come from, and the new configuration's disks; empty: copies of the source's images.
     std::function<Result<vmm::DiskCopies>(vmm::VmConfig& config)> plan_disks;
+    DiskSource open_disk; // of encrypted disks
 };
 // Everything a home holds but its disks.
 Result<CloneSource> read_source(vmm::HomeSession& home);

@@ -5,6 +5,7 @@
 #include "vmm/cli/cmd_create_from.hpp"
 #include "vmm/cli/context.hpp"
 #include "vmm/cli/exit_codes.hpp"
+#include "vmm/disk/home_disks.hpp"
 #include "vmm/home/home_admin.hpp"
 
 namespace coffer::cli {
@@ -35,6 +36,12 @@ Result<OpenedSource> open_source(vmm::HomeLocation const& location, HomeOpener& 
     source.home = TRY(opener.open(location, vmm::HomeAccess::Writer));
     source.content = TRY(read_source(*source.home));
     if (auto header = source.home->header()) source.content.provider = header->provider;
+    source.content.open_disk =
+        [home = source.home.get()](vmm::DiskConfig const& disk,
+                                   std::filesystem::path const&) -> Result<std::unique_ptr<vmm::EncryptedDisk>> {
+        auto secrets = TRY(vmm::HomeDisks::load_secrets(*home));
+        return vmm::HomeDisks::open_encrypted(*home, disk, secrets);
+    };
     return source;
 }
 

@@ -1,4 +1,5 @@
 // coffer restore FILE
+#include <algorithm>
 #include <fcntl.h>
 
 #include <CLI/CLI.hpp>
@@ -9,6 +10,7 @@
 #include "vmm/cli/exit_codes.hpp"
 #include "vmm/cli/progress.hpp"
 #include "vmm/cli/wording.hpp"
+#include "vmm/disk/disk_files.hpp"
 #include "vmm/home/backup.hpp"
 #include "vmm/home/disk_copies.hpp"
 #include "vmm/home/host_record.hpp"
@@ -170,6 +172,23 @@ Result<void> restore_as_clone(vmm::HomeLocation const& location, vmm::BackupFile
         }
         config.disks = std::move(kept);
         return disks;
+    };
+    source.open_disk = [&backup, secrets = std::move(content.disks), original = source.config.disks](
+                           vmm::DiskConfig const& disk,
+                           fs::path const& home) -> Result<std::unique_ptr<vmm::EncryptedDisk>> {
+        auto const of_disk = [&](vmm::DiskConfig const& one) { return one.uuid == disk.uuid; };
+        auto const number = std::find_if(original.begin(), original.end(), of_disk) - original.begin();
+        auto const* part = backup.header().find(fmt::format("{}{}", vmm::k_disk_file_prefix, number));
+        auto known = TRY(vmm::DiskSecrets::decode(secrets));
+        auto const* secret = known.find(disk.uuid);
+        if (!part || !secret)
+            return make_error(ErrorCode::Integrity, "the backup lacks the content or the key of {}", disk.path);
+        auto const image = home / k_disk_source;
+        {
+            auto to = TRY(open_file(image, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW));
+            TRY(backup.extract_disk(*part, to.get(), image, [](uint64_t) { return Result<void>(); }));
+        }
+        return vmm::open_disk(image, *secret, {backup.header().vm, disk.protection});
     };
     return make_clone(location, std::move(source), arguments.options, opener);
 }

@@ -49,7 +49,7 @@ Result<int> add(Context const& context, AddOptions const& options) {
     auto provider = TRY(choose_provider(ProviderRegistry(location.root.providers()), options.provider));
     auto seal = [&]() -> Result<vmm::HomeSeal> {
         auto keeper = TRY(vmm::KeeperProcess::start(location.root, keeper_options));
-        return keeper.make_seal(provider.id, options.name);
+        return keeper.make_proven_seal(provider.id, options.name);
     }();
     if (!seal) return std::move(seal).error();
     auto tpm = TRY(make_new_tpm(config));

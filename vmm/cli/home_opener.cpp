@@ -14,7 +14,7 @@ Result<crypto::BundleKey> HomeOpener::unwrap(vmm::BundleHeader const& header) {
 
 Result<vmm::HomeSeal> HomeOpener::make_seal(Uuid const& provider, std::string const& label) {
     auto* asked = TRY(keeper());
-    return asked->make_seal(provider, label);
+    return asked->make_proven_seal(provider, label);
 }
 
 Result<std::unique_ptr<vmm::HomeSession>> HomeOpener::open(vmm::HomeLocation const& location, vmm::HomeAccess access) {

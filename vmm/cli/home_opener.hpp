@@ -17,6 +17,7 @@ public:
     // As vmm::unlock_home(), of a home below the root.
     Result<std::unique_ptr<vmm::HomeSession>> open(vmm::HomeLocation const& location, vmm::HomeAccess access);
     Result<crypto::BundleKey> unwrap(vmm::BundleHeader const& header);
+    // As KeeperProcess::make_proven_seal().
     Result<vmm::HomeSeal> make_seal(Uuid const& provider, std::string const& label);
 
 private:
