@@ -54,7 +54,9 @@ Result<HostMapping> HostMapping::create(size_t size) {
 
 void HostMapping::discard() noexcept {
     if (!m_data) return;
-    if (::madvise(m_data, m_size, MADV_DONTNEED) != 0) std::fill_n(m_data, m_size, std::byte{0});
+    if (::madvise(m_data, m_size, MADV_DONTNEED) == 0) return;
+    // Locked memory (`run --lock-memory`) has advice of its own, from Linux 5.18.
+    if (::madvise(m_data, m_size, MADV_DONTNEED_LOCKED) != 0) std::fill_n(m_data, m_size, std::byte{0});
 }
 
 Result<GuestRam> GuestRam::create(uint64_t size) {

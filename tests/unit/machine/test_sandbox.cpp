@@ -6,6 +6,7 @@
 #include <gtest/gtest.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
+#include <sys/un.h>
 #include <sys/wait.h>
 #include <thread>
 #include <unistd.h>
@@ -37,6 +38,43 @@ TEST(Sandbox, StartsNoPrograms) {
 
 TEST(Sandbox, OpensNoSockets) {
     EXPECT_EQ(in_sandbox([] { return ::socket(AF_INET, SOCK_STREAM, 0) < 0 && errno == EPERM ? 0 : 1; }), 0);
+}
+
+// The control socket's: clients of a socket that was made before come in, and nothing goes out.
+TEST(Sandbox, ServesASocketThatWasMadeBeforeAndConnectsNowhere) {
+    auto address = [] {
+        sockaddr_un own{};
+        own.sun_family = AF_UNIX; // bound by its family alone: an abstract name of the kernel's choice (unix(7))
+        return own;
+    }();
+    int const listener = ::socket(AF_UNIX, SOCK_SEQPACKET, 0);
+    // SAFETY: the sockets API takes any address type by a pointer to its common head.
+    ASSERT_EQ(::bind(listener, reinterpret_cast<sockaddr*>(&address), sizeof(sa_family_t)), 0);
+    ASSERT_EQ(::listen(listener, 4), 0);
+    socklen_t size = sizeof address;
+    // SAFETY: as above.
+    ASSERT_EQ(::getsockname(listener, reinterpret_cast<sockaddr*>(&address), &size), 0);
+    int const client = ::socket(AF_UNIX, SOCK_SEQPACKET, 0);
+    int const other = ::socket(AF_UNIX, SOCK_SEQPACKET, 0);
+    // SAFETY: as above.
+    auto const* generic = reinterpret_cast<sockaddr const*>(&address);
+    ASSERT_EQ(::connect(client, generic, size), 0);
+    EXPECT_EQ(in_sandbox([&] {
+                  if (::connect(other, generic, size) == 0 || errno != EPERM) return 1;
+                  int const accepted = ::accept4(listener, nullptr, nullptr, SOCK_CLOEXEC);
+                  if (accepted < 0) return 2;
+                  char byte = 'x';
+                  iovec part{&byte, 1};
+                  msghdr message{};
+                  message.msg_iov = &part;
+                  message.msg_iovlen = 1;
+                  return ::sendmsg(accepted, &message, MSG_NOSIGNAL) == 1 ? 0 : 3;
+              }),
+              0);
+    char byte = 0;
+    EXPECT_EQ(::read(client, &byte, 1), 1);
+    EXPECT_EQ(byte, 'x');
+    for (int fd : {listener, client, other}) ::close(fd);
 }
 
 TEST(Sandbox, MakesNoExecutableMemory) {
