@@ -89,20 +89,26 @@ Result<ProviderInfo> ProviderRegistry::find(Uuid const& id) const {
     return read_descriptor(folder, id);
 }
 
-template <class Fill>
-Result<ProviderInfo> ProviderRegistry::add(ProviderInfo info, Fill fill) const {
-    TRY(check_name(info.name));
+Result<void> ProviderRegistry::check_new_name(std::string_view name) const {
+    TRY(check_name(name));
     for (auto const& other : TRY(list()))
-        if (other.name == info.name)
-            return make_error(ErrorCode::AlreadyExists, "there is a key provider '{}' already ({})", info.name,
+        if (other.name == name)
+            return make_error(ErrorCode::AlreadyExists, "there is a key provider '{}' already ({})", name,
                               other.id.to_string());
-    info.id = TRY(crypto::random_uuid());
+    return {};
+}
+
+Result<ProviderInfo> ProviderRegistry::add(ProviderInfo info, Fill const& fill) const {
+    TRY(check_new_name(info.name));
+    if (info.id == Uuid()) info.id = TRY(crypto::random_uuid());
     info.created = wall_clock_seconds();
     TRY(make_folders(m_folder));
     auto making = m_folder / ("." + info.id.to_string() + ".new");
+    std::error_code absent; // what a crash left of an earlier attempt under this id
+    fs::remove_all(making, absent);
     TRY(make_folders(making));
     auto made = [&]() -> Result<void> {
-        TRY(fill(making, info.id));
+        TRY(fill(making, info));
         TRY(write_checked_file(making / k_descriptor, k_format, encode_fields(info)));
         auto folder = folder_of(info.id);
         if (::renameat2(AT_FDCWD, making.c_str(), AT_FDCWD, folder.c_str(), RENAME_NOREPLACE) != 0)
@@ -117,12 +123,8 @@ Result<ProviderInfo> ProviderRegistry::add(ProviderInfo info, Fill fill) const {
     return info;
 }
 
-Result<ProviderInfo> ProviderRegistry::add_native(std::string_view name, crypto::SecretBytes const* passphrase) const {
-    ProviderInfo info;
-    info.name = name;
-    info.needs_passphrase = passphrase != nullptr;
-    return add(std::move(info),
-               [&](fs::path const& folder, Uuid const& id) { return NativeProvider::create(folder, id, passphrase); });
+Result<void> ProviderRegistry::write_descriptor(ProviderInfo const& info) const {
+    return write_checked_file(folder_of(info.id) / k_descriptor, k_format, encode_fields(info));
 }
 
 Result<ProviderInfo> ProviderRegistry::add_kmip(std::string_view name, kmip::KmipConfig const& config,
@@ -130,8 +132,9 @@ Result<ProviderInfo> ProviderRegistry::add_kmip(std::string_view name, kmip::Kmi
     ProviderInfo info;
     info.name = name;
     info.kind = ProviderKind::Kmip;
-    return add(std::move(info),
-               [&](fs::path const& folder, Uuid const&) { return kmip::write_config(folder, config, client_key); });
+    return add(std::move(info), [&](fs::path const& folder, ProviderInfo const&) {
+        return kmip::write_config(folder, config, client_key);
+    });
 }
 
 Result<std::optional<Uuid>> ProviderRegistry::default_provider() const {
@@ -175,10 +178,8 @@ Result<std::unique_ptr<KeyProvider>> ProviderRegistry::open(Uuid const& id, Pass
         return std::unique_ptr<KeyProvider>(
             std::make_unique<kmip::KmipProvider>(id, std::move(client), config.wrap_at_server));
     }
-    auto named = [name = info.name, ask = std::move(passphrase)](std::string_view) {
-        return ask(fmt::format("passphrase of key provider '{}'", name));
-    };
-    return std::unique_ptr<KeyProvider>(std::make_unique<NativeProvider>(folder_of(id), id, std::move(named)));
+    return std::unique_ptr<KeyProvider>(
+        std::make_unique<NativeProvider>(store_of(info, std::move(passphrase)), std::move(info)));
 }
 
 } // namespace coffer

@@ -3,37 +3,42 @@
 #pragma once
 
 #include <filesystem>
+#include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "keyprovider/key_provider.hpp"
 #include "keyprovider/kmip/kmip_config.hpp"
-#include "keyprovider/native/kdk_file.hpp"
+#include "keyprovider/native/kdk_store.hpp"
+#include "keyprovider/provider_info.hpp"
+#include "keyprovider/provider_lock.hpp"
 
 namespace coffer {
 
-enum class ProviderKind : uint8_t { Native = 1, Kmip = 2 };
-std::string_view to_string(ProviderKind kind) noexcept;
+struct NativeBackup;
 
-struct ProviderInfo {
-    Uuid id;
-    std::string name;
-    ProviderKind kind = ProviderKind::Native;
-    bool needs_passphrase = false;
-    int64_t created = 0; // seconds since 1970-01-01 UTC
+// What a new native provider is to be.
+struct NativeOptions {
+    bool passphrase = false; // its keys are under one
+    bool require_backup = false;
+};
 
-    // Whether whoever copies this host's disk has the provider's keys.
-    bool keys_on_disk() const noexcept { return kind == ProviderKind::Native && !needs_passphrase; }
+// Of a provider that this root does not have yet; one that it has wants none of them but its own passphrase.
+struct RestoreOptions : NativeOptions {
+    std::string name; // empty: as in the backup
+};
 
-    template <class V>
-    void fields(V& v) {
-        v.required(1, id);
-        v.required(2, name);
-        v.required(3, kind);
-        v.required(4, needs_passphrase);
-        v.required(5, created);
-    }
+struct RestorePassphrases {
+    PassphraseSource fresh; // for a provider that is made
+    PassphraseSource known; // of the one that is there
+};
+
+struct Restored {
+    ProviderInfo info;
+    bool merged = false;            // into a provider that was there
+    std::vector<uint32_t> versions; // KDK versions that were written: absent or unusable before
 };
 
 class ProviderRegistry {
@@ -48,8 +53,37 @@ public:
     // KeyUnavailable where this root has no such provider.
     Result<ProviderInfo> find(Uuid const& id) const;
 
-    // A provider with a new KDK. AlreadyExists, InvalidArgument (the name: 1 to 128 bytes without control characters).
+    // The provider's lock; see lock_provider().
+    Result<UniqueFd> lock(Uuid const& id, ProviderUse use) const { return lock_provider(folder_of(id), use); }
+
+    // A provider with a new KDK. `passphrase` is asked where the options want one. AlreadyExists, InvalidArgument (the
+    // name: 1 to 128 bytes without control characters; an empty passphrase). Keeper process only.
+    Result<ProviderInfo> add_native(std::string_view name, NativeOptions const& options,
+                                    PassphraseSource const& passphrase) const;
+
+    // The same under a passphrase that is known already; null: under none.
     Result<ProviderInfo> add_native(std::string_view name, crypto::SecretBytes const* passphrase) const;
+
+    // The rest of native providers; InvalidArgument for one of another kind. `passphrase` is asked where the provider's
+    // keys are under one. Those of keys are for the keeper process only.
+    //
+    // A new KDK version, which new KEKs are made from; old ones go on to open what they opened.
+    Result<ProviderInfo> rotate(Uuid const& id, PassphraseSource const& passphrase) const;
+    // All KDK versions in one file under `password`, mode 0600. AlreadyExists where the file is there and is not to be
+    // overwritten.
+    Result<ProviderInfo> backup(Uuid const& id, std::filesystem::path const& file, bool overwrite,
+                                crypto::SecretBytes const& password, PassphraseSource const& passphrase) const;
+    // From a backup: a provider that is not there is made with the backup's UUID; one that is gets the KDK versions
+    // that it lacks or that are damaged, and keeps its name and protection. AlreadyExists where a version is there with
+    // another key: the provider was rotated on two hosts. Errors of open_backup().
+    Result<Restored> restore(std::filesystem::path const& file, RestoreOptions const& options,
+                             crypto::SecretBytes const& password, RestorePassphrases const& passphrases) const;
+    // Whether new keys wait for a backup.
+    Result<ProviderInfo> require_backup(Uuid const& id, bool required) const;
+    // Versions of the KDK that are on this host, and the removal of some of them, for good, under the exclusive lock
+    // that the caller holds. The one of new KEKs is never removed.
+    Result<std::vector<uint32_t>> kdk_versions(Uuid const& id) const { return KdkStore::versions(folder_of(id)); }
+    Result<void> remove_kdk(ProviderInfo const& info, uint32_t version) const;
 
     // A KMIP cluster. Nothing is connected to. Errors as add_native(), and those of kmip::check_config().
     Result<ProviderInfo> add_kmip(std::string_view name, kmip::KmipConfig const& config,
@@ -70,9 +104,17 @@ public:
                                               kmip::Resolver resolver = kmip::resolve_here) const;
 
 private:
-    // A new provider whose own files fill(folder, id) writes.
-    template <class Fill>
-    Result<ProviderInfo> add(ProviderInfo info, Fill fill) const;
+    // InvalidArgument for what is no name, AlreadyExists for one that is taken.
+    Result<void> check_new_name(std::string_view name) const;
+    // A new provider whose own files `fill` writes into the given folder. An id is made where it has none.
+    using Fill = std::function<Result<void>(std::filesystem::path const& folder, ProviderInfo const& info)>;
+    Result<ProviderInfo> add(ProviderInfo info, Fill const& fill) const;
+    Result<ProviderInfo> find_native(Uuid const& id) const;
+    Result<void> write_descriptor(ProviderInfo const& info) const;
+    // A provider's store of KDKs, where the passphrase is asked for by the provider's name.
+    KdkStore store_of(ProviderInfo const& info, PassphraseSource passphrase) const;
+    Result<Restored> merge(NativeBackup const& backup, RestoreOptions const& options,
+                           PassphraseSource const& passphrase) const;
 
     std::filesystem::path folder_of(Uuid const& id) const { return m_folder / id.to_string(); }
 

@@ -1,8 +1,9 @@
 #include "keyprovider/native/native_provider.hpp"
 
 #include <algorithm>
+#include <charconv>
+#include <optional>
 
-#include "base/file.hpp"
 #include "crypto/kdf.hpp"
 #include "crypto/key_wrap.hpp"
 #include "crypto/random.hpp"
@@ -11,47 +12,55 @@ namespace coffer {
 
 namespace {
 
-// A provider has one KDK so far; the number is in key ids and file names, so that further ones can stand beside it.
-constexpr uint32_t k_kdk_version = 1;
 constexpr std::string_view k_kek_label = "coffer native provider KEK";
 
-std::filesystem::path kdk_path(std::filesystem::path const& folder) {
-    return folder / fmt::format("kdk.{}", k_kdk_version);
-}
+struct NativeKeyId {
+    uint32_t version;
+    Uuid key;
+};
 
-std::optional<Uuid> key_uuid(KeyId const& kek) {
-    auto prefix = fmt::format("{}/", k_kdk_version);
-    if (!kek.text().starts_with(prefix)) return std::nullopt;
-    return Uuid::parse(std::string_view(kek.text()).substr(prefix.size()));
+std::optional<NativeKeyId> parse_key_id(std::string_view text) {
+    auto const slash = text.find('/');
+    if (slash == std::string_view::npos) return std::nullopt;
+    NativeKeyId id{};
+    auto parsed = std::from_chars(text.data(), text.data() + slash, id.version);
+    auto key = Uuid::parse(text.substr(slash + 1));
+    if (parsed.ec != std::errc() || parsed.ptr != text.data() + slash || id.version == 0 || !key) return std::nullopt;
+    id.key = *key;
+    return id;
 }
 
 } // namespace
 
-Result<void> NativeProvider::create(std::filesystem::path const& folder, Uuid const& id,
-                                    crypto::SecretBytes const* passphrase) {
-    auto kdk = TRY(crypto::KeyDerivationKey::random());
-    auto file = TRY(seal_kdk({id, k_kdk_version}, kdk, passphrase));
-    return replace_file(kdk_path(folder), file.expose(), 0600);
+uint32_t NativeProvider::kdk_version_of(std::string_view key_id) noexcept {
+    auto id = parse_key_id(key_id);
+    return id ? id->version : 0;
 }
 
 Result<KeyId> NativeProvider::create_kek(std::string_view) {
+    if (m_info.require_backup && m_info.lacks_backup())
+        return make_error(ErrorCode::KeyUnavailable,
+                          "key provider '{}' has {}, and gives no new keys before it has one: run 'coffer provider "
+                          "backup' first",
+                          m_info.name, m_info.backed_up_version == 0 ? "no backup" : "no backup of its newest key");
     // Derived keys need no record at the provider, and so no label.
-    return KeyId::parse(fmt::format("{}/{}", k_kdk_version, TRY(crypto::random_uuid()).to_string()));
+    return KeyId::parse(fmt::format("{}/{}", m_info.kdk_version, TRY(crypto::random_uuid()).to_string()));
 }
 
 Result<crypto::KeyEncryptionKey> NativeProvider::derive(KeyId const& kek) {
-    auto uuid = key_uuid(kek);
-    if (!uuid)
+    auto id = parse_key_id(kek.text());
+    if (!id)
         return make_error(ErrorCode::KeyUnavailable,
                           "the provider has no key '{}': another provider made it, or a "
                           "newer coffer",
                           kek.text());
-    if (!m_kdk) m_kdk = TRY(load_kdk(kdk_path(m_folder), {m_id, k_kdk_version}, m_passphrase));
+    auto kdk = m_kdks.find(id->version);
+    if (kdk == m_kdks.end()) kdk = m_kdks.emplace(id->version, TRY(m_store.load(id->version))).first;
     std::array<std::byte, 2 * Uuid::k_size> context{};
-    std::copy(m_id.bytes().begin(), m_id.bytes().end(), context.begin());
-    std::copy(uuid->bytes().begin(), uuid->bytes().end(), context.begin() + Uuid::k_size);
-    auto key = crypto::KeyEncryptionKey::adopt(TRY(
-        crypto::kbkdf_hmac_sha256(m_kdk->expose(), as_bytes(k_kek_label), context, crypto::KeyEncryptionKey::k_size)));
+    std::copy(m_info.id.bytes().begin(), m_info.id.bytes().end(), context.begin());
+    std::copy(id->key.bytes().begin(), id->key.bytes().end(), context.begin() + Uuid::k_size);
+    auto key = crypto::KeyEncryptionKey::adopt(TRY(crypto::kbkdf_hmac_sha256(
+        kdk->second.expose(), as_bytes(k_kek_label), context, crypto::KeyEncryptionKey::k_size)));
     COFFER_ASSERT(key.has_value());
     return std::move(*key);
 }

@@ -3,25 +3,24 @@
 // "VERSION/UUID", where the version is that of the KDK.
 #pragma once
 
+#include <map>
 #include <memory>
-#include <optional>
 
 #include "keyprovider/key_provider.hpp"
-#include "keyprovider/native/kdk_file.hpp"
+#include "keyprovider/native/kdk_store.hpp"
 
 namespace coffer {
 
 class NativeProvider final : public KeyProvider {
 public:
-    // Loads no key yet; the KDK is read, and the passphrase asked for, when a key is first needed.
-    NativeProvider(std::filesystem::path folder, Uuid id, PassphraseSource passphrase)
-        : m_folder(std::move(folder)), m_id(id), m_passphrase(std::move(passphrase)) {}
+    // Loads no key yet; a KDK is read, and the passphrase asked for, when a key is first needed.
+    NativeProvider(KdkStore store, ProviderInfo info) : m_store(std::move(store)), m_info(std::move(info)) {}
 
-    // Fills an existing empty folder with a provider's first KDK.
-    static Result<void> create(std::filesystem::path const& folder, Uuid const& id,
-                               crypto::SecretBytes const* passphrase);
+    // The version of the KDK that a key id of a native provider names; 0 where it names none.
+    static uint32_t kdk_version_of(std::string_view key_id) noexcept;
 
-    Uuid id() const noexcept override { return m_id; }
+    Uuid id() const noexcept override { return m_info.id; }
+    // KeyUnavailable where the provider wants a backup first.
     Result<KeyId> create_kek(std::string_view label) override;
     Result<WrappedKey> wrap(KeyId const& kek, crypto::BundleKey const& key) override;
     Result<crypto::BundleKey> unwrap(KeyId const& kek, WrappedKey const& wrapped) override;
@@ -29,10 +28,9 @@ public:
 private:
     Result<crypto::KeyEncryptionKey> derive(KeyId const& kek);
 
-    std::filesystem::path m_folder;
-    Uuid m_id;
-    PassphraseSource m_passphrase;
-    std::optional<crypto::KeyDerivationKey> m_kdk;
+    KdkStore m_store;
+    ProviderInfo m_info;
+    std::map<uint32_t, crypto::KeyDerivationKey> m_kdks; // by version, those that were needed
 };
 
 } // namespace coffer

@@ -7,6 +7,7 @@
 
 #include "vmm/cli/cmd_provider.hpp"
 #include "vmm/cli/exit_codes.hpp"
+#include "vmm/cli/provider_users.hpp"
 #include "vmm/cli/wording.hpp"
 #include "vmm/home/home_admin.hpp"
 #include "vmm/home/keeper_client.hpp"
@@ -22,29 +23,6 @@ struct Options {
     bool yes = false;
 };
 
-struct Users {
-    std::vector<std::string> vms;     // whose homes are under the provider
-    std::vector<std::string> unknown; // whose homes cannot be read
-};
-
-Result<Users> users_of(vmm::HomeRoot const& root, Uuid const& provider) {
-    Users users;
-    for (auto const& name : TRY(vmm::list_homes(root))) {
-        auto summary = vmm::summarize_home({root, name});
-        if (!summary)
-            users.unknown.push_back(name);
-        else if (summary->encrypted && summary->provider == provider)
-            users.vms.push_back(name);
-    }
-    return users;
-}
-
-std::string join(std::vector<std::string> const& names) {
-    std::string text;
-    for (auto const& name : names) text += fmt::format("{}{}", text.empty() ? "" : ", ", name);
-    return text;
-}
-
 std::string pin_text(ByteVector const& pin) {
     std::string text;
     for (std::byte b : pin) text += fmt::format("{:02x}", static_cast<unsigned>(b));
@@ -58,11 +36,18 @@ nlohmann::json kmip_json(kmip::KmipConfig const& config) {
     return json;
 }
 
+std::string backup_text(ProviderInfo const& info) {
+    if (info.backed_up_version == 0) return "never";
+    return fmt::format("{}{}", format_time(info.backed_up), info.lacks_backup() ? ", not since it was rotated" : "");
+}
+
 Result<int> show(Context const& context, Options const& options) {
     auto root = TRY(context.root());
     ProviderRegistry registry(root.providers());
     auto info = TRY(registry.find(options.name));
-    auto users = TRY(users_of(root, info.id));
+    auto users = TRY(users_of_provider(root, info.id));
+    std::vector<std::string> vms;
+    for (auto const& user : users.known) vms.push_back(user.vm);
     bool const is_default = TRY(registry.default_provider()) == info.id;
     std::optional<kmip::KmipConfig> kmip;
     if (info.kind == ProviderKind::Kmip) kmip = TRY(registry.kmip_config(info.id));
@@ -73,7 +58,8 @@ Result<int> show(Context const& context, Options const& options) {
                                {"passphrase", info.needs_passphrase},
                                {"created", info.created},
                                {"default", is_default},
-                               {"vms", users.vms}};
+                               {"vms", vms}};
+        add_native_json(json, info);
         if (kmip) json["kmip"] = kmip_json(*kmip);
         print_line(dump(json));
         return to_int(ExitCode::Ok);
@@ -91,9 +77,13 @@ Result<int> show(Context const& context, Options const& options) {
         if (!kmip->pin.empty()) row("pin", pin_text(kmip->pin));
     } else {
         row("passphrase", info.needs_passphrase ? "yes" : "no");
+        row("key", fmt::format("version {}", info.kdk_version));
+        row("backup", backup_text(info));
+        row("new VMs", info.require_backup ? "only with a backup" : "with a backup or without");
     }
-    row("VMs", users.vms.empty() ? "none" : join(users.vms));
+    row("VMs", vms.empty() ? "none" : join(vms));
     if (info.keys_on_disk()) print_line(unprotected_provider_warning(info.name));
+    if (info.lacks_backup()) print_line(missing_backup_warning(info));
     return to_int(ExitCode::Ok);
 }
 
@@ -146,19 +136,29 @@ Result<void> confirm(ProviderInfo const& info) {
     return {};
 }
 
+Result<void> check_unused(vmm::HomeRoot const& root, ProviderInfo const& info) {
+    auto users = TRY(users_of_provider(root, info.id));
+    if (!users.known.empty())
+        return make_error(ErrorCode::Busy, "key provider '{}' is used by VMs: {}", info.name, names_of(users.known));
+    if (!users.unreadable.empty())
+        return make_error(ErrorCode::Busy,
+                          "key provider '{}' may be used by VMs whose homes cannot be read: {}; repair or remove them "
+                          "first",
+                          info.name, join(users.unreadable));
+    return {};
+}
+
 Result<int> remove(Context const& context, Options const& options) {
     auto root = TRY(context.root());
     ProviderRegistry registry(root.providers());
     auto info = TRY(registry.find(options.name));
-    auto users = TRY(users_of(root, info.id));
-    if (!users.vms.empty())
-        return make_error(ErrorCode::Busy, "key provider '{}' is used by VMs: {}", info.name, join(users.vms));
-    if (!users.unknown.empty())
-        return make_error(ErrorCode::Busy,
-                          "key provider '{}' may be used by VMs whose homes cannot be read: {}; repair or remove them "
-                          "first",
-                          info.name, join(users.unknown));
-    if (!options.yes) TRY(confirm(info));
+    if (!options.yes) {
+        TRY(check_unused(root, info));
+        TRY(confirm(info));
+    }
+    // While the user thought, a VM may have come.
+    auto lock = TRY(registry.lock(info.id, ProviderUse::Exclusive));
+    TRY(check_unused(root, info));
     TRY(registry.remove(info.id));
     print_line(fmt::format("removed key provider '{}'", info.name));
     return to_int(ExitCode::Ok);

@@ -8,11 +8,15 @@
 #include <nlohmann/json_fwd.hpp>
 
 #include "base/bytes.hpp"
+#include "keyprovider/provider_info.hpp"
 
 namespace coffer::cli {
 
 // What a provider without a passphrase means, as create, show and `provider add` say it.
 std::string unprotected_provider_warning(std::string_view provider_name);
+
+// What a provider whose newest key is in no backup means; of a ProviderInfo that lacks_backup().
+std::string missing_backup_warning(ProviderInfo const& info);
 
 // "1 GiB", "512 MiB", "540672 bytes": the largest unit that is exact.
 std::string format_size(uint64_t bytes);

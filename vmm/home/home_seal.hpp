@@ -1,6 +1,7 @@
 // Under what a home is encrypted: its bundle key, and that key as a provider wrapped it.
 #pragma once
 
+#include "base/file.hpp"
 #include "crypto/keys.hpp"
 #include "keyprovider/key_provider.hpp"
 
@@ -11,6 +12,8 @@ struct HomeSeal {
     KeyId key_id;
     WrappedKey wrapped;
     crypto::BundleKey key;
+    // Shared, where the provider has keys that could be removed meanwhile: held until a home names the key.
+    UniqueFd provider_lock{};
 };
 
 } // namespace coffer::vmm

@@ -182,6 +182,8 @@ struct KeeperOptions {
     // afterwards); -1: the keeper asks on /dev/tty.
     int passphrase_fd = -1;
     bool may_prompt = true; // false: a provider that needs a passphrase is KeyUnavailable without passphrase_fd
+    bool manage = false;    // the keeper makes and changes native providers, too
+    int password_fd = -1;   // of a backup; as passphrase_fd
     std::filesystem::path program = "/proc/self/exe"; // the coffer program, started as keeper
 };
 

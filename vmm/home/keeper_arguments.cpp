@@ -6,6 +6,7 @@ namespace {
 constexpr std::string_view k_nowhere = "no-passphrase";
 constexpr std::string_view k_descriptor = "passphrase-fd";
 constexpr std::string_view k_terminal = "passphrase-tty";
+constexpr std::string_view k_manage = "manage";
 
 std::string_view name_of(PassphraseFrom from) noexcept {
     switch (from) {
@@ -21,14 +22,26 @@ std::vector<std::string> make_arguments(std::filesystem::path const& providers, 
     return {"coffer", std::string(k_verb), providers.native(), std::string(name_of(from))};
 }
 
+std::vector<std::string> make_arguments(std::filesystem::path const& providers, PassphraseFrom from,
+                                        PassphraseFrom password) {
+    auto arguments = make_arguments(providers, from);
+    arguments.emplace_back(k_manage);
+    arguments.emplace_back(name_of(password));
+    return arguments;
+}
+
 Result<Settings> parse_arguments(int argc, char** argv) {
-    if (argc != 4) return make_error(ErrorCode::InvalidArgument, "'coffer {}' is started by coffer itself", k_verb);
+    bool const manage = argc == 6 && argv[4] == k_manage;
+    if (argc != 4 && !manage)
+        return make_error(ErrorCode::InvalidArgument, "'coffer {}' is started by coffer itself", k_verb);
     Settings settings;
     settings.providers = argv[2];
     settings.socket = k_socket;
     std::string_view const from = argv[3];
     if (from == k_descriptor) settings.passphrase_fd = k_passphrase;
     settings.may_prompt = from == k_terminal;
+    settings.manage = manage;
+    if (manage && argv[5] == k_descriptor) settings.password_fd = k_password;
     return settings;
 }
 

@@ -17,11 +17,15 @@ constexpr std::string_view k_verb = "keeper";
 // The descriptors that a keeper finds open, apart from the standard ones.
 constexpr int k_socket = 3;
 constexpr int k_passphrase = 4;
+constexpr int k_password = 5;
 
 enum class PassphraseFrom { Nowhere, Descriptor, Terminal };
 
-// "coffer", "keeper", providers folder, where passphrases come from.
+// "coffer", "keeper", providers folder, where passphrases come from; of a managing keeper also "manage" and where a
+// backup's password comes from.
 std::vector<std::string> make_arguments(std::filesystem::path const& providers, PassphraseFrom from);
+std::vector<std::string> make_arguments(std::filesystem::path const& providers, PassphraseFrom from,
+                                        PassphraseFrom password);
 Result<Settings> parse_arguments(int argc, char** argv);
 
 } // namespace coffer::vmm::keeper

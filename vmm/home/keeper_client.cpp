@@ -18,19 +18,25 @@ namespace coffer::vmm {
 
 namespace {
 
-// Between fork and exec: only async-signal-safe calls. The new process gets its socket, the passphrase's descriptor
-// where there is one, and the standard descriptors; all else is closed.
-[[noreturn]] void become_keeper(int socket, int passphrase_fd, char const* program, char* const* arguments) noexcept {
+// The new process's descriptors, from the first behind the standard ones on; -1: none there.
+using KeeperDescriptors = std::array<int, 3>; // socket, passphrase, password
+
+// Between fork and exec: only async-signal-safe calls. All but the given and the standard descriptors are closed.
+[[noreturn]] void become_keeper(KeeperDescriptors const& given, char const* program, char* const* arguments) noexcept {
+    static_assert(keeper::k_socket == STDERR_FILENO + 1 && keeper::k_passphrase == keeper::k_socket + 1 &&
+                  keeper::k_password == keeper::k_passphrase + 1);
     // Copies above the fixed numbers first, so that no dup2 closes what is still wanted.
-    int const high_socket = ::fcntl(socket, F_DUPFD, 16);
-    int const high_passphrase = passphrase_fd >= 0 ? ::fcntl(passphrase_fd, F_DUPFD, 16) : -1;
-    bool ready = high_socket >= 0 && ::dup2(high_socket, keeper::k_socket) >= 0;
-    unsigned first_unwanted = keeper::k_socket + 1;
-    if (passphrase_fd >= 0) {
-        ready = ready && high_passphrase >= 0 && ::dup2(high_passphrase, keeper::k_passphrase) >= 0;
-        first_unwanted = keeper::k_passphrase + 1;
+    KeeperDescriptors high{};
+    for (size_t i = 0; i < given.size(); ++i) high[i] = given[i] >= 0 ? ::fcntl(given[i], F_DUPFD, 16) : -1;
+    bool ready = true;
+    for (size_t i = 0; i < given.size(); ++i) {
+        int const fixed = keeper::k_socket + static_cast<int>(i);
+        if (given[i] < 0)
+            ::close(fixed);
+        else
+            ready = ready && high[i] >= 0 && ::dup2(high[i], fixed) >= 0;
     }
-    ready = ready && ::close_range(first_unwanted, ~0U, 0) == 0;
+    ready = ready && ::close_range(keeper::k_password + 1, ~0U, 0) == 0;
     sigset_t none;
     ::sigemptyset(&none);
     ::sigprocmask(SIG_SETMASK, &none, nullptr);
@@ -45,6 +51,11 @@ Result<void> give_up_descriptor(int fd) {
     if (::dup3(nothing.get(), fd, O_CLOEXEC) < 0)
         return errno_error(errno, "cannot give up the passphrase's descriptor");
     return {};
+}
+
+Result<void> check_open(int fd, std::string_view option) {
+    if (fd < 0 || ::fcntl(fd, F_GETFD) >= 0) return {};
+    return make_error(ErrorCode::InvalidArgument, "descriptor {} ({}) is not open", fd, option);
 }
 
 // Sends a request and waits for its answer of the wanted type.
@@ -63,26 +74,34 @@ Result<keeper::Message> exchange(int socket, keeper::Message const& request, kee
 } // namespace
 
 Result<KeeperProcess> KeeperProcess::start(HomeRoot const& root, KeeperOptions const& options) {
-    auto from = options.passphrase_fd >= 0 ? keeper::PassphraseFrom::Descriptor
-                : options.may_prompt       ? keeper::PassphraseFrom::Terminal
-                                           : keeper::PassphraseFrom::Nowhere;
-    if (options.passphrase_fd >= 0 && ::fcntl(options.passphrase_fd, F_GETFD) < 0)
-        return make_error(ErrorCode::InvalidArgument, "descriptor {} (--passphrase-fd) is not open",
-                          options.passphrase_fd);
+    auto source = [&](int fd) {
+        return fd >= 0              ? keeper::PassphraseFrom::Descriptor
+               : options.may_prompt ? keeper::PassphraseFrom::Terminal
+                                    : keeper::PassphraseFrom::Nowhere;
+    };
+    TRY(check_open(options.passphrase_fd, "--passphrase-fd"));
+    TRY(check_open(options.password_fd, "--password-fd"));
+    if (options.password_fd >= 0 && options.password_fd == options.passphrase_fd)
+        return make_error(ErrorCode::InvalidArgument, "--passphrase-fd and --password-fd are the same descriptor");
     std::array<int, 2> pair{};
     if (::socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair.data()) != 0)
         return errno_error(errno, "cannot make the keeper's socket");
     UniqueFd ours(pair[0]);
     UniqueFd theirs(pair[1]);
-    auto texts = keeper::make_arguments(root.providers(), from);
+    auto const from = source(options.passphrase_fd);
+    auto texts = options.manage ? keeper::make_arguments(root.providers(), from, source(options.password_fd))
+                                : keeper::make_arguments(root.providers(), from);
     std::vector<char*> arguments;
     for (auto& text : texts) arguments.push_back(text.data());
     arguments.push_back(nullptr);
     pid_t const pid = ::fork();
     if (pid < 0) return errno_error(errno, "cannot start the keeper process");
-    if (pid == 0) become_keeper(theirs.get(), options.passphrase_fd, options.program.c_str(), arguments.data());
-    KeeperProcess keeper(std::move(ours), pid);
-    if (options.passphrase_fd >= 0) TRY(give_up_descriptor(options.passphrase_fd));
+    if (pid == 0)
+        become_keeper({theirs.get(), options.passphrase_fd, options.password_fd}, options.program.c_str(),
+                      arguments.data());
+    KeeperProcess keeper(std::move(ours), pid, ProviderRegistry(root.providers()));
+    for (int fd : {options.passphrase_fd, options.password_fd})
+        if (fd >= 0) TRY(give_up_descriptor(fd));
     return keeper;
 }
 
@@ -101,6 +120,9 @@ Result<crypto::BundleKey> KeeperProcess::unwrap(BundleHeader const& header) {
 }
 
 Result<HomeSeal> KeeperProcess::make_seal(Uuid const& provider, std::string const& label) {
+    auto const info = TRY(m_registry.find(provider));
+    UniqueFd lock;
+    if (info.kind == ProviderKind::Native) lock = TRY(m_registry.lock(provider, ProviderUse::Shared));
     keeper::Message request{keeper::MessageType::Wrap, m_next_number++, TRY(crypto::BundleKey::random()),
                             encode_fields(keeper::WrapRequest{provider, label})};
     auto answer = TRY(exchange(m_socket.get(), request, keeper::MessageType::Wrapped));
@@ -110,7 +132,8 @@ Result<HomeSeal> KeeperProcess::make_seal(Uuid const& provider, std::string cons
     if (wrapped.wrapped.empty() || wrapped.wrapped.size() > WrappedKey::k_max_size)
         return make_error(ErrorCode::Corrupt, "the keeper process gave a wrapped key of {} bytes",
                           wrapped.wrapped.size());
-    return HomeSeal{provider, std::move(key_id), {std::move(wrapped.wrapped)}, std::move(*request.key)};
+    return HomeSeal{
+        provider, std::move(key_id), {std::move(wrapped.wrapped)}, std::move(*request.key), std::move(lock)};
 }
 
 Result<HomeSeal> KeeperProcess::make_proven_seal(Uuid const& provider, std::string const& label) {
@@ -134,6 +157,33 @@ Result<std::vector<ProviderTestStep>> KeeperProcess::test(Uuid const& provider) 
     if (tested.steps.empty() || tested.steps.size() > keeper::k_max_steps)
         return make_error(ErrorCode::Corrupt, "the keeper process gave {} steps of a test", tested.steps.size());
     return std::move(tested.steps);
+}
+
+Result<Restored> KeeperProcess::change(keeper::MessageType type, ByteVector fields) {
+    keeper::Message request{type, m_next_number++, std::nullopt, std::move(fields)};
+    auto answer = TRY(exchange(m_socket.get(), request, keeper::MessageType::Changed));
+    keeper::ChangeAnswer changed;
+    TRY(decode_fields(answer.fields, changed));
+    return Restored{std::move(changed.provider), changed.merged, std::move(changed.versions)};
+}
+
+Result<ProviderInfo> KeeperProcess::add_native(std::string const& name, NativeOptions const& options) {
+    keeper::AddRequest request{name, options.passphrase, options.require_backup};
+    return TRY(change(keeper::MessageType::Add, encode_fields(std::move(request)))).info;
+}
+
+Result<ProviderInfo> KeeperProcess::rotate(Uuid const& provider) {
+    return TRY(change(keeper::MessageType::Rotate, encode_fields(keeper::RotateRequest{provider}))).info;
+}
+
+Result<ProviderInfo> KeeperProcess::backup(Uuid const& provider, std::filesystem::path const& file, bool overwrite) {
+    keeper::BackupRequest request{provider, file.native(), overwrite};
+    return TRY(change(keeper::MessageType::Backup, encode_fields(std::move(request)))).info;
+}
+
+Result<Restored> KeeperProcess::restore(std::filesystem::path const& file, RestoreOptions const& options) {
+    keeper::RestoreRequest request{file.native(), options.name, options.passphrase, options.require_backup};
+    return change(keeper::MessageType::Restore, encode_fields(std::move(request)));
 }
 
 Result<std::unique_ptr<HomeSession>> unlock_home(HomeLocation const& location, KeeperOptions const& options,

@@ -26,6 +26,11 @@ bool is_known(MessageType type) noexcept {
     case MessageType::Unwrapped:
     case MessageType::Test:
     case MessageType::Tested:
+    case MessageType::Add:
+    case MessageType::Rotate:
+    case MessageType::Backup:
+    case MessageType::Restore:
+    case MessageType::Changed:
     case MessageType::Failed: return true;
     }
     return false;

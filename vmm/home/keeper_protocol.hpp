@@ -22,6 +22,7 @@
 #include "crypto/keys.hpp"
 #include "crypto/secret.hpp"
 #include "keyprovider/key_provider.hpp"
+#include "keyprovider/provider_info.hpp"
 
 namespace coffer::vmm::keeper {
 
@@ -31,9 +32,14 @@ enum class MessageType : uint16_t {
     Wrap = 1,           // bundle key, WrapRequest -> Wrapped
     Unwrap = 2,         // UnwrapRequest -> Unwrapped
     Test = 3,           // TestRequest -> Tested
+    Add = 4,            // AddRequest -> Changed; this and the next three of a managing keeper alone
+    Rotate = 5,         // RotateRequest -> Changed
+    Backup = 6,         // BackupRequest -> Changed
+    Restore = 7,        // RestoreRequest -> Changed
     Wrapped = 0x8001,   // WrapAnswer
     Unwrapped = 0x8002, // bundle key
     Tested = 0x8003,    // TestAnswer
+    Changed = 0x8004,   // ChangeAnswer
     Failed = 0xFFFF,    // Failure
 };
 
@@ -90,6 +96,70 @@ struct TestAnswer {
     template <class V>
     void fields(V& v) {
         v.required(1, steps);
+    }
+};
+
+// Changes of native providers. Their passphrases and passwords come to the keeper by descriptor or terminal.
+struct AddRequest {
+    std::string name;
+    bool passphrase = false;
+    bool require_backup = false;
+
+    template <class V>
+    void fields(V& v) {
+        v.required(1, name);
+        v.required(2, passphrase);
+        v.required(3, require_backup);
+    }
+};
+
+struct RotateRequest {
+    Uuid provider;
+
+    template <class V>
+    void fields(V& v) {
+        v.required(1, provider);
+    }
+};
+
+struct BackupRequest {
+    Uuid provider;
+    std::string path; // absolute
+    bool overwrite = false;
+
+    template <class V>
+    void fields(V& v) {
+        v.required(1, provider);
+        v.required(2, path);
+        v.required(3, overwrite);
+    }
+};
+
+struct RestoreRequest {
+    std::string path; // absolute
+    std::string name; // empty: as in the backup
+    bool passphrase = false;
+    bool require_backup = false;
+
+    template <class V>
+    void fields(V& v) {
+        v.required(1, path);
+        v.required(2, name);
+        v.required(3, passphrase);
+        v.required(4, require_backup);
+    }
+};
+
+struct ChangeAnswer {
+    ProviderInfo provider;          // as it is now
+    bool merged = false;            // Restored
+    std::vector<uint32_t> versions; // Restored
+
+    template <class V>
+    void fields(V& v) {
+        v.required(1, provider);
+        v.required(2, merged);
+        v.required(3, versions);
     }
 };
 

@@ -42,13 +42,18 @@ constexpr std::array k_allowed_for_tcp = {
     SCMP_SYS(epoll_create), SCMP_SYS(epoll_create1), SCMP_SYS(epoll_ctl),      SCMP_SYS(epoll_wait),
     SCMP_SYS(epoll_pwait),  SCMP_SYS(eventfd2),      SCMP_SYS(timerfd_create), SCMP_SYS(timerfd_settime)};
 
+// A provider that is made, rotated, backed up or restored: files appear whole, under the provider's lock.
+constexpr std::array k_allowed_for_change = {SCMP_SYS(pwrite64),  SCMP_SYS(fsync), SCMP_SYS(rename),
+                                             SCMP_SYS(renameat2), SCMP_SYS(mkdir), SCMP_SYS(unlink),
+                                             SCMP_SYS(unlinkat),  SCMP_SYS(rmdir), SCMP_SYS(flock)};
+
 struct ReleaseFilter {
     void operator()(void* filter) const noexcept { ::seccomp_release(filter); }
 };
 
 } // namespace
 
-Result<void> enter_sandbox(Network network) {
+Result<void> enter_sandbox(Network network, Files files) {
     std::unique_ptr<void, ReleaseFilter> filter(::seccomp_init(SCMP_ACT_KILL_PROCESS));
     if (!filter) return make_error(ErrorCode::Unsupported, "cannot make a seccomp filter");
     auto* context = filter.get();
@@ -67,8 +72,11 @@ Result<void> enter_sandbox(Network network) {
     auto equal_to = [](unsigned argument, uint64_t value) { return scmp_arg_cmp{argument, SCMP_CMP_EQ, value, 0}; };
     for (int call : k_allowed) allow(call);
     // Files are opened, never made or truncated; writing is left open for the terminal.
-    allow_if(SCMP_SYS(openat), without_bits(2, O_CREAT | O_TRUNC | O_APPEND));
-    allow_if(SCMP_SYS(open), without_bits(1, O_CREAT | O_TRUNC | O_APPEND));
+    uint64_t const unwanted = files == Files::Change ? O_APPEND : O_CREAT | O_TRUNC | O_APPEND;
+    allow_if(SCMP_SYS(openat), without_bits(2, unwanted));
+    allow_if(SCMP_SYS(open), without_bits(1, unwanted));
+    if (files == Files::Change)
+        for (int call : k_allowed_for_change) allow(call);
     for (int call : {SCMP_SYS(mmap), SCMP_SYS(mprotect)}) allow_if(call, without_bits(2, PROT_EXEC));
     // The terminal's settings, and whether a descriptor is a terminal.
     for (uint64_t request : {uint64_t{TCGETS}, uint64_t{TCSETS}, uint64_t{TCSETSW}, uint64_t{TCSETSF}})

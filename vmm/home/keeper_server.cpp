@@ -6,6 +6,7 @@
 
 #include "base/log.hpp"
 #include "base/tagged.hpp"
+#include "crypto/mac.hpp"
 #include "keyprovider/registry.hpp"
 #include "vmm/home/keeper_arguments.hpp"
 #include "vmm/home/keeper_protocol.hpp"
@@ -35,6 +36,12 @@ private:
         if (request.type == MessageType::Wrap) return wrap(request);
         if (request.type == MessageType::Unwrap) return unwrap(request);
         if (request.type == MessageType::Test) return test(request);
+        if (m_settings.manage) {
+            if (request.type == MessageType::Add) return add(request);
+            if (request.type == MessageType::Rotate) return rotate(request);
+            if (request.type == MessageType::Backup) return backup(request);
+            if (request.type == MessageType::Restore) return restore(request);
+        }
         return make_error(ErrorCode::Corrupt, "the keeper was asked something that is no request");
     }
 
@@ -64,6 +71,72 @@ private:
         TestAnswer answer{opened->test()};
         for (auto& step : answer.steps) step.text.resize(std::min(step.text.size(), k_max_step_text));
         return Message{MessageType::Tested, 0, std::nullopt, encode_fields(std::move(answer))};
+    }
+
+    static Message changed(ProviderInfo info) {
+        return {MessageType::Changed, 0, std::nullopt, encode_fields(ChangeAnswer{std::move(info), false, {}})};
+    }
+
+    Result<Message> add(Message const& request) {
+        AddRequest wanted;
+        TRY(decode_fields(request.fields, wanted));
+        NativeOptions const options{wanted.passphrase, wanted.require_backup};
+        return changed(TRY(m_registry.add_native(wanted.name, options, new_passphrase())));
+    }
+
+    Result<Message> rotate(Message const& request) {
+        RotateRequest wanted;
+        TRY(decode_fields(request.fields, wanted));
+        return changed(TRY(m_registry.rotate(wanted.provider, known_passphrase())));
+    }
+
+    Result<Message> backup(Message const& request) {
+        BackupRequest wanted;
+        TRY(decode_fields(request.fields, wanted));
+        auto secret = TRY(password(true));
+        return changed(
+            TRY(m_registry.backup(wanted.provider, wanted.path, wanted.overwrite, secret, known_passphrase())));
+    }
+
+    Result<Message> restore(Message const& request) {
+        RestoreRequest wanted;
+        TRY(decode_fields(request.fields, wanted));
+        RestoreOptions options;
+        options.name = wanted.name;
+        options.passphrase = wanted.passphrase;
+        options.require_backup = wanted.require_backup;
+        auto secret = TRY(password(false));
+        auto done = TRY(m_registry.restore(wanted.path, options, secret, {new_passphrase(), known_passphrase()}));
+        return Message{MessageType::Changed, 0, std::nullopt,
+                       encode_fields(ChangeAnswer{std::move(done.info), done.merged, std::move(done.versions)})};
+    }
+
+    PassphraseSource known_passphrase() {
+        return [this](std::string_view what) { return passphrase(what); };
+    }
+    PassphraseSource new_passphrase() {
+        return [this](std::string_view) -> Result<crypto::SecretBytes> {
+            if (m_settings.passphrase_fd >= 0) return read_passphrase(m_settings.passphrase_fd);
+            return ask_twice("New passphrase", "The same passphrase again");
+        };
+    }
+    // Of a backup.
+    Result<crypto::SecretBytes> password(bool fresh) {
+        if (m_settings.password_fd >= 0) return read_passphrase(m_settings.password_fd);
+        auto asked = fresh ? ask_twice("New password of the backup", "The same password again")
+                           : ask_passphrase("Password of the backup", m_settings.socket);
+        if (!asked && asked.error().code() == ErrorCode::KeyUnavailable)
+            return make_error(ErrorCode::KeyUnavailable,
+                              "the backup's password is needed, and there is no terminal to ask on: give it with "
+                              "--password-fd");
+        return asked;
+    }
+    Result<crypto::SecretBytes> ask_twice(std::string_view what, std::string_view again) {
+        auto first = TRY(ask_passphrase(what, m_settings.socket));
+        auto second = TRY(ask_passphrase(again, m_settings.socket));
+        if (!crypto::equal_in_constant_time(first.expose(), second.expose()))
+            return make_error(ErrorCode::InvalidArgument, "what was typed twice differs: nothing was done");
+        return first;
     }
 
     // Providers stay open, so that several homes of one provider ask for its passphrase once.
@@ -110,14 +183,16 @@ int keeper_main(int argc, char** argv) noexcept {
     auto run = [&]() -> Result<void> {
         auto settings = TRY(parse_arguments(argc, argv));
         TRY(forbid_dumps());
-        if (!has_key_servers(settings)) {
+        auto const files = settings.manage ? Files::Change : Files::Read;
+        // A managing keeper opens no provider, and so needs no server.
+        if (settings.manage || !has_key_servers(settings)) {
             TRY(crypto::init_secret_memory());
-            TRY(enter_sandbox(Network::None));
+            TRY(enter_sandbox(Network::None, files));
             return serve(settings, kmip::resolve_here);
         }
         auto resolver = TRY(ResolverProcess::start());
         TRY(crypto::init_secret_memory());
-        TRY(enter_sandbox(Network::TcpClient));
+        TRY(enter_sandbox(Network::TcpClient, files));
         return serve(settings, [&resolver](std::string const& host) { return resolver.resolve(host); });
     };
     if (auto served = run(); !served) {

@@ -14,6 +14,8 @@ struct Settings {
     int socket = -1;
     int passphrase_fd = -1; // -1: ask on the terminal
     bool may_prompt = true;
+    bool manage = false;  // answer the requests that change providers
+    int password_fd = -1; // a backup's password; as passphrase_fd
 };
 
 // Answers until the other end is closed. An error means that the other end broke the protocol; failures of providers

@@ -9,39 +9,12 @@
 #include "crypto/random.hpp"
 #include "keyprovider/native/native_provider.hpp"
 #include "keyprovider/registry.hpp"
-#include "tests/support/temp_folder.hpp"
+#include "tests/unit/keyprovider/native_fixture.hpp"
 
 namespace coffer {
 namespace {
 
-ByteVector to_vector(Bytes bytes) {
-    return {bytes.begin(), bytes.end()};
-}
-
-Result<crypto::SecretBytes> nobody_asks(std::string_view) {
-    ADD_FAILURE() << "a passphrase was asked for";
-    return make_error(ErrorCode::Internal, "nobody is there");
-}
-
-class NativeTest : public testing::Test {
-protected:
-    ProviderInfo add(std::string_view name = "local") {
-        auto info = m_registry.add_native(name, nullptr);
-        EXPECT_TRUE(info) << info.error().message();
-        return *info;
-    }
-    std::unique_ptr<KeyProvider> open(Uuid const& id, PassphraseSource source = nobody_asks) {
-        auto provider = m_registry.open(id, std::move(source));
-        EXPECT_TRUE(provider) << provider.error().message();
-        return std::move(*provider);
-    }
-    std::filesystem::path kdk_file(ProviderInfo const& info) const {
-        return m_folder.path() / "providers" / info.id.to_string() / "kdk.1";
-    }
-
-    tests::TempFolder m_folder;
-    ProviderRegistry m_registry{m_folder.path() / "providers"};
-};
+using namespace coffer::tests;
 
 TEST_F(NativeTest, UnwrapsWhatItWrappedAfterARestart) {
     auto info = add();
