@@ -26,8 +26,10 @@ struct ProviderInfo {
     int64_t backed_up = 0;          // time of the last backup, as `created`
     bool require_backup = false;    // no new KEKs of a version that is in no backup
 
+    std::string host_tpm; // the TCTI of the TPM that its keys are sealed to; empty: none
+
     // Whether whoever copies this host's disk has the provider's keys.
-    bool keys_on_disk() const noexcept { return kind == ProviderKind::Native && !needs_passphrase; }
+    bool keys_on_disk() const noexcept { return kind == ProviderKind::Native && !needs_passphrase && host_tpm.empty(); }
     // Whether new VMs get keys that are in no backup.
     bool lacks_backup() const noexcept { return kind == ProviderKind::Native && backed_up_version < kdk_version; }
 
@@ -42,6 +44,7 @@ struct ProviderInfo {
         v.field(7, backed_up_version);
         v.field(8, backed_up);
         v.field(9, require_backup);
+        v.field(10, host_tpm);
     }
 };
 

@@ -23,6 +23,7 @@ struct NativeBackup;
 struct NativeOptions {
     bool passphrase = false; // its keys are under one
     bool require_backup = false;
+    std::string host_tpm{}; // a TCTI: its keys are sealed to that TPM of this host
 };
 
 // Of a provider that this root does not have yet; one that it has wants none of them but its own passphrase.
@@ -43,8 +44,9 @@ struct Restored {
 
 class ProviderRegistry {
 public:
-    // `folder` need not exist yet.
-    explicit ProviderRegistry(std::filesystem::path folder) : m_folder(std::move(folder)) {}
+    // `folder` need not exist yet. `tpms` serves providers that are bound to the host's TPM; in the keeper process.
+    explicit ProviderRegistry(std::filesystem::path folder, HostTpms tpms = {})
+        : m_folder(std::move(folder)), m_tpms(std::move(tpms)) {}
 
     // By name. Integrity where a descriptor is damaged.
     Result<std::vector<ProviderInfo>> list() const;
@@ -74,8 +76,9 @@ public:
     Result<ProviderInfo> backup(Uuid const& id, std::filesystem::path const& file, bool overwrite,
                                 crypto::SecretBytes const& password, PassphraseSource const& passphrase) const;
     // From a backup: a provider that is not there is made with the backup's UUID; one that is gets the KDK versions
-    // that it lacks or that are damaged, and keeps its name and protection. AlreadyExists where a version is there with
-    // another key: the provider was rotated on two hosts. Errors of open_backup().
+    // that it lacks, that are damaged or that this host's TPM does not open, and keeps its name and protection.
+    // AlreadyExists where a version is there with another key: the provider was rotated on two hosts. Errors of
+    // open_backup().
     Result<Restored> restore(std::filesystem::path const& file, RestoreOptions const& options,
                              crypto::SecretBytes const& password, RestorePassphrases const& passphrases) const;
     // Whether new keys wait for a backup.
@@ -119,6 +122,7 @@ private:
     std::filesystem::path folder_of(Uuid const& id) const { return m_folder / id.to_string(); }
 
     std::filesystem::path m_folder;
+    HostTpms m_tpms;
 };
 
 } // namespace coffer

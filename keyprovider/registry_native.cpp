@@ -20,6 +20,14 @@ Error cannot_restore(fs::path const& file, Error error) {
     return std::move(error).with_context(fmt::format("cannot restore {}", file.native()));
 }
 
+Result<void> check_protection(NativeOptions const& options) {
+    if (options.host_tpm.empty()) return {};
+    if (options.passphrase)
+        return make_error(ErrorCode::InvalidArgument,
+                          "a key provider is bound to the host's TPM or has a passphrase, not both");
+    return check_tcti(options.host_tpm);
+}
+
 // A new provider's passphrase, before anything is made. The source that is returned gives it again.
 Result<PassphraseSource> ask_once(NativeOptions const& options, PassphraseSource const& ask) {
     if (!options.passphrase) return PassphraseSource(ask);
@@ -56,7 +64,7 @@ KdkStore ProviderRegistry::store_of(ProviderInfo const& info, PassphraseSource p
     auto named = [name = info.name, ask = std::move(passphrase)](std::string_view) {
         return ask(fmt::format("passphrase of key provider '{}'", name));
     };
-    return {folder_of(info.id), info, std::move(named)};
+    return {folder_of(info.id), info, std::move(named), m_tpms};
 }
 
 Result<ProviderInfo> ProviderRegistry::find_native(Uuid const& id) const {
@@ -70,15 +78,17 @@ Result<ProviderInfo> ProviderRegistry::find_native(Uuid const& id) const {
 
 Result<ProviderInfo> ProviderRegistry::add_native(std::string_view name, NativeOptions const& options,
                                                   PassphraseSource const& passphrase) const {
+    TRY(check_protection(options));
     TRY(check_new_name(name));
     auto known = TRY(ask_once(options, passphrase));
     ProviderInfo wanted;
     wanted.name = name;
+    wanted.host_tpm = options.host_tpm;
     wanted.needs_passphrase = options.passphrase;
     wanted.require_backup = options.require_backup;
     return add(std::move(wanted), [&](fs::path const& folder, ProviderInfo const& info) -> Result<void> {
         auto kdk = TRY(crypto::KeyDerivationKey::random());
-        return KdkStore(folder, info, known).save(info.kdk_version, kdk);
+        return KdkStore(folder, info, known, m_tpms).save(info.kdk_version, kdk);
     });
 }
 
@@ -139,7 +149,9 @@ Result<Restored> ProviderRegistry::restore(fs::path const& file, RestoreOptions 
     auto backup = std::move(*opened);
     std::error_code ignored;
     if (fs::is_directory(folder_of(backup.provider), ignored)) return merge(backup, options, passphrases.known);
+    TRY(check_protection(options));
     ProviderInfo wanted;
+    wanted.host_tpm = options.host_tpm;
     wanted.id = backup.provider;
     wanted.name = options.name.empty() ? backup.name : options.name;
     wanted.needs_passphrase = options.passphrase;
@@ -154,7 +166,7 @@ Result<Restored> ProviderRegistry::restore(fs::path const& file, RestoreOptions 
     auto known = TRY(ask_once(options, passphrases.fresh));
     Restored restored;
     auto added = add(std::move(wanted), [&](fs::path const& folder, ProviderInfo const& info) -> Result<void> {
-        KdkStore store(folder, info, known);
+        KdkStore store(folder, info, known, m_tpms);
         for (auto const& [version, kdk] : backup.keys) {
             TRY(store.save(version, kdk));
             restored.versions.push_back(version);
@@ -170,7 +182,8 @@ Result<Restored> ProviderRegistry::merge(NativeBackup const& backup, RestoreOpti
     auto lock = TRY(this->lock(backup.provider, ProviderUse::Exclusive));
     Restored restored{TRY(find_native(backup.provider)), true, {}};
     auto& info = restored.info;
-    if (!options.name.empty() || options.require_backup || (options.passphrase && !info.needs_passphrase))
+    if (!options.name.empty() || options.require_backup || !options.host_tpm.empty() ||
+        (options.passphrase && !info.needs_passphrase))
         return make_error(ErrorCode::InvalidArgument,
                           "this host has the provider already, as '{}', which keeps its name and protection: leave "
                           "the options for a new one out",

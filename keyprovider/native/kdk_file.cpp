@@ -31,7 +31,12 @@ constexpr size_t k_header_size = 80;
 constexpr size_t k_plain_size = k_header_size + crypto::KeyDerivationKey::k_size + crypto::k_digest_size;
 constexpr size_t k_sealed_size = k_header_size + crypto::KeyDerivationKey::k_size + crypto::k_gcm_tag_size;
 
-enum class Protection : uint8_t { None = 0, Passphrase = 1 };
+// Under the TPM: behind the header the sealed object (tagged fields of TpmSealed), then the key under what it seals.
+constexpr size_t k_object_size_at = 44;
+constexpr size_t k_sealed_key_size = crypto::KeyDerivationKey::k_size + crypto::k_gcm_tag_size;
+constexpr size_t k_max_size = k_header_size + TpmSealed::k_max_size + k_sealed_key_size;
+
+enum class Protection : uint8_t { None = 0, Passphrase = 1, HostTpm = 2 };
 
 void write_header(MutBytes to, KdkIdentity const& identity, Protection protection) {
     std::memcpy(to.data(), k_magic.data(), k_magic.size());
@@ -69,13 +74,56 @@ Result<crypto::SecretBytes> read_key_file(std::filesystem::path const& path) {
                           "{} has mode {:04o}, so that others may use the key: run 'chmod 600 {}', and make a new "
                           "provider if others may have read it",
                           path.native(), info.st_mode & 07777, path.native());
-    if (info.st_size != k_plain_size && info.st_size != k_sealed_size) return changed(path);
+    if (info.st_size < static_cast<off_t>(k_sealed_size) || info.st_size > static_cast<off_t>(k_max_size))
+        return changed(path);
     crypto::SecretBytes content(static_cast<size_t>(info.st_size));
     TRY(pread_all(fd->get(), content.expose_mutable(), 0, path));
     return content;
 }
 
+Result<crypto::KeyDerivationKey> open_sealed(std::filesystem::path const& path, crypto::AeadKey const& key,
+                                             Bytes before, Bytes sealed) {
+    auto kdk = crypto::KeyDerivationKey::adopt(TRY(crypto::gcm_open(key, {}, before, sealed)));
+    if (!kdk) return changed(path);
+    return std::move(*kdk);
+}
+
+Result<crypto::KeyDerivationKey> load_from_tpm(std::filesystem::path const& path, Bytes file, TpmSource const& tpm) {
+    size_t const object_size = load_le<uint32_t>(file, k_object_size_at);
+    if (object_size != file.size() - k_header_size - k_sealed_key_size) return changed(path);
+    TpmSealed object;
+    if (!decode_fields(file.subspan(k_header_size, object_size), object)) return changed(path);
+    if (!tpm)
+        return make_error(ErrorCode::KeyUnavailable, "{} is sealed to the host's TPM, which is out of reach here",
+                          path.native());
+    auto* host = TRY(tpm());
+    auto secret = host->unseal(object);
+    if (!secret) return std::move(secret).error().with_context(path.native());
+    auto key = crypto::AeadKey::adopt(std::move(*secret));
+    if (!key) return changed(path);
+    auto kdk = open_sealed(path, *key, file.first(k_header_size + object_size), file.last(k_sealed_key_size));
+    if (!kdk && kdk.error().code() == ErrorCode::Integrity) return changed(path);
+    return kdk;
+}
+
 } // namespace
+
+Result<crypto::SecretBytes> seal_kdk_to_tpm(KdkIdentity const& identity, crypto::KeyDerivationKey const& kdk,
+                                            HostTpm& tpm) {
+    auto key = TRY(crypto::AeadKey::random());
+    auto const object = encode_fields(TRY(tpm.seal(key.expose())));
+    if (object.size() > TpmSealed::k_max_size)
+        return make_error(ErrorCode::Internal, "the TPM's sealed object has {} bytes", object.size());
+    crypto::SecretBytes file(k_header_size + object.size() + k_sealed_key_size);
+    MutBytes const to = file.expose_mutable();
+    write_header(to, identity, Protection::HostTpm);
+    store_le<uint32_t>(to, k_object_size_at, static_cast<uint32_t>(object.size()));
+    std::memcpy(to.data() + k_header_size, object.data(), object.size());
+    // The nonce may be zeros: the key is a fresh one.
+    auto const sealed = TRY(crypto::gcm_seal(key, {}, to.first(k_header_size + object.size()), kdk.expose()));
+    std::memcpy(to.last(sealed.size()).data(), sealed.data(), sealed.size());
+    return file;
+}
 
 Result<crypto::SecretBytes> seal_kdk(KdkIdentity const& identity, crypto::KeyDerivationKey const& kdk,
                                      crypto::SecretBytes const* passphrase) {
@@ -106,9 +154,15 @@ Result<crypto::SecretBytes> seal_kdk(KdkIdentity const& identity, crypto::KeyDer
 }
 
 Result<crypto::KeyDerivationKey> load_kdk(std::filesystem::path const& path, KdkIdentity const& identity,
-                                          PassphraseSource const& passphrase) {
+                                          PassphraseSource const& passphrase, TpmSource const& tpm) {
     auto file = TRY(read_key_file(path));
-    Bytes const bytes = file.expose();
+    return detail::open_kdk(path, file.expose(), identity, passphrase, tpm);
+}
+
+Result<crypto::KeyDerivationKey> detail::open_kdk(std::filesystem::path const& path, Bytes bytes,
+                                                  KdkIdentity const& identity, PassphraseSource const& passphrase,
+                                                  TpmSource const& tpm) {
+    if (bytes.size() < k_sealed_size || bytes.size() > k_max_size) return changed(path);
     if (std::memcmp(bytes.data(), k_magic.data(), k_magic.size()) != 0 ||
         load_le<uint32_t>(bytes, k_version_at) != k_format_version ||
         load_le<uint32_t>(bytes, k_kdk_version_at) != identity.version ||
@@ -122,6 +176,7 @@ Result<crypto::KeyDerivationKey> load_kdk(std::filesystem::path const& path, Kdk
             crypto::SecretBytes::copy_of(bytes.subspan(k_header_size, crypto::KeyDerivationKey::k_size)));
         return std::move(*kdk);
     }
+    if (protection == static_cast<uint8_t>(Protection::HostTpm)) return load_from_tpm(path, bytes, tpm);
     if (protection != static_cast<uint8_t>(Protection::Passphrase) || bytes.size() != k_sealed_size)
         return changed(path);
     crypto::ScryptCost const cost{load_le<uint8_t>(bytes, k_log2_n_at), load_le<uint32_t>(bytes, k_r_at),
@@ -129,14 +184,10 @@ Result<crypto::KeyDerivationKey> load_kdk(std::filesystem::path const& path, Kdk
     if (!cost.acceptable()) return changed(path);
     auto secret = TRY(passphrase("the passphrase of the key provider"));
     auto key = TRY(passphrase_key(secret, bytes.subspan(k_salt_at, k_salt_size), cost));
-    auto opened = crypto::gcm_open(key, {}, bytes.first(k_header_size), bytes.subspan(k_header_size));
-    if (!opened) {
-        if (opened.error().code() != ErrorCode::Integrity) return std::move(opened).error();
+    auto kdk = open_sealed(path, key, bytes.first(k_header_size), bytes.subspan(k_header_size));
+    if (!kdk && kdk.error().code() == ErrorCode::Integrity)
         return make_error(ErrorCode::KeyUnavailable, "the passphrase is wrong, or {} was changed", path.native());
-    }
-    auto kdk = crypto::KeyDerivationKey::adopt(std::move(*opened));
-    if (!kdk) return changed(path);
-    return std::move(*kdk);
+    return kdk;
 }
 
 } // namespace coffer

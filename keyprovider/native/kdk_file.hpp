@@ -1,5 +1,5 @@
-// A native provider's key derivation key on disk: 0600, and under a passphrase where its owner gave one. The bytes are
-// in docs/formats/home.md, "Native provider". Thread-safe.
+// A native provider's key derivation key on disk: 0600, and under a passphrase or the host's TPM where its owner wants.
+// The bytes are in docs/formats/home.md, "Native provider". Thread-safe.
 #pragma once
 
 #include <filesystem>
@@ -9,6 +9,7 @@
 #include "base/result.hpp"
 #include "base/uuid.hpp"
 #include "crypto/keys.hpp"
+#include "keyprovider/native/host_tpm.hpp"
 
 namespace coffer {
 
@@ -25,9 +26,23 @@ struct KdkIdentity {
 Result<crypto::SecretBytes> seal_kdk(KdkIdentity const& identity, crypto::KeyDerivationKey const& kdk,
                                      crypto::SecretBytes const* passphrase);
 
+// The same, openable by this host's TPM alone. Errors as HostTpm::seal().
+Result<crypto::SecretBytes> seal_kdk_to_tpm(KdkIdentity const& identity, crypto::KeyDerivationKey const& kdk,
+                                            HostTpm& tpm);
+
+// The TPM that the provider's keys are bound to.
+using TpmSource = std::function<Result<HostTpm*>()>;
+
 // Permission where group or others have any right to the file; KeyUnavailable where it does not exist, a passphrase is
-// refused or wrong; Integrity where the file was changed or is another key's.
+// refused or wrong, or the TPM does not answer; Integrity where the file was changed, is another key's or another
+// TPM's.
 Result<crypto::KeyDerivationKey> load_kdk(std::filesystem::path const& path, KdkIdentity const& identity,
-                                          PassphraseSource const& passphrase);
+                                          PassphraseSource const& passphrase, TpmSource const& tpm = {});
+
+namespace detail {
+// load_kdk() behind the reading of the file.
+Result<crypto::KeyDerivationKey> open_kdk(std::filesystem::path const& path, Bytes file, KdkIdentity const& identity,
+                                          PassphraseSource const& passphrase, TpmSource const& tpm);
+} // namespace detail
 
 } // namespace coffer

@@ -52,8 +52,16 @@ Result<crypto::SecretBytes> KdkStore::passphrase(std::string_view what) {
     return crypto::SecretBytes::copy_of(m_known->expose());
 }
 
+Result<HostTpm*> KdkStore::tpm() const {
+    if (m_tcti.empty() || !m_tpms)
+        return make_error(ErrorCode::KeyUnavailable, "the provider's key is sealed to a TPM, which is out of reach");
+    return m_tpms(m_tcti);
+}
+
 Result<crypto::KeyDerivationKey> KdkStore::load(uint32_t version) {
-    auto kdk = load_kdk(path_of(version), {m_id, version}, [this](std::string_view what) { return passphrase(what); });
+    auto kdk = load_kdk(
+        path_of(version), {m_id, version}, [this](std::string_view what) { return passphrase(what); },
+        [this] { return tpm(); });
     if (kdk)
         m_proved = true;
     else if (!m_proved)
@@ -62,8 +70,13 @@ Result<crypto::KeyDerivationKey> KdkStore::load(uint32_t version) {
 }
 
 Result<void> KdkStore::save(uint32_t version, crypto::KeyDerivationKey const& kdk) {
+    if (!m_tcti.empty()) {
+        auto* const host = TRY(tpm());
+        auto file = TRY(seal_kdk_to_tpm({m_id, version}, kdk, *host));
+        return replace_file(path_of(version), file.expose(), 0600);
+    }
     std::optional<crypto::SecretBytes> secret;
-    if (m_protected) secret = TRY(passphrase("the passphrase of the key provider"));
+    if (m_needs_passphrase) secret = TRY(passphrase("the passphrase of the key provider"));
     auto file = TRY(seal_kdk({m_id, version}, kdk, secret ? &*secret : nullptr));
     return replace_file(path_of(version), file.expose(), 0600);
 }

@@ -16,9 +16,9 @@ public:
     static constexpr size_t k_max_versions = 64;
 
     // `folder` may be one in the making. Nothing is read yet.
-    KdkStore(std::filesystem::path folder, ProviderInfo const& info, PassphraseSource passphrase)
-        : m_folder(std::move(folder)), m_id(info.id), m_protected(info.needs_passphrase),
-          m_passphrase(std::move(passphrase)) {}
+    KdkStore(std::filesystem::path folder, ProviderInfo const& info, PassphraseSource passphrase, HostTpms tpms)
+        : m_folder(std::move(folder)), m_id(info.id), m_needs_passphrase(info.needs_passphrase), m_tcti(info.host_tpm),
+          m_passphrase(std::move(passphrase)), m_tpms(std::move(tpms)) {}
 
     // Of the files that are there, ascending.
     static Result<std::vector<uint32_t>> versions(std::filesystem::path const& folder);
@@ -33,11 +33,14 @@ public:
 private:
     std::filesystem::path path_of(uint32_t version) const;
     Result<crypto::SecretBytes> passphrase(std::string_view what);
+    Result<HostTpm*> tpm() const;
 
     std::filesystem::path m_folder;
     Uuid m_id;
-    bool m_protected;
+    bool m_needs_passphrase;
+    std::string m_tcti; // empty: not bound to a TPM
     PassphraseSource m_passphrase;
+    HostTpms m_tpms;
     std::optional<crypto::SecretBytes> m_known; // the passphrase, once it was asked for
     bool m_proved = false;                      // it opened a file
 };

@@ -1,10 +1,12 @@
 """A real KMIP server, PyKMIP, started on loopback with mutual TLS: every verb that needs a key, at every version."""
 
+import contextlib
 import json
 import os
 import signal
 import socket
 import subprocess
+import threading
 import time
 import unittest
 
@@ -12,6 +14,7 @@ from harness import HostTest
 
 SERVER = "/usr/bin/pykmip-server"
 PYTHON = "/usr/bin/python3"  # Debian's own, which has PyKMIP's modules
+OPERATIONS = os.environ.get("COFFER_KMIP_OPERATIONS", "build/tests/integration/kmip_operations")
 START_LIMIT = 60
 VERSIONS = ("1.1", "1.2", "1.3", "1.4", "2.0")
 
@@ -42,7 +45,7 @@ class Authority:
 class PyKmip:
     """One server with its own database, in a process group of its own: it has children that outlive it."""
 
-    def __init__(self, folder, authority, name):
+    def __init__(self, folder, authority, name, database=None):
         self.folder = folder / name
         self.folder.mkdir()
         (self.folder / "policy").mkdir()
@@ -53,7 +56,7 @@ class PyKmip:
         (self.folder / "server.conf").write_text(
             f"[server]\nhostname=127.0.0.1\nport={self.port}\ncertificate_path={certificate}\nkey_path={key}\n"
             f"ca_path={authority.certificate}\nauth_suite=TLS1.2\nenable_tls_client_auth=True\n"
-            f"policy_path={self.folder / 'policy'}\ndatabase_path={self.folder / 'database'}\nlogging_level=INFO\n")
+            f"policy_path={self.folder / 'policy'}\ndatabase_path={database or self.folder / 'database'}\nlogging_level=INFO\n")
         self.process = None
 
     @property
@@ -84,7 +87,7 @@ class PyKmip:
 
 
 @unittest.skipUnless(os.access(SERVER, os.X_OK), "needs the package python3-pykmip")
-class Kmip(HostTest):
+class KmipTest(HostTest):
     def setUp(self):
         super().setUp()
         self.authority = Authority(self.host.folder)
@@ -93,8 +96,8 @@ class Kmip(HostTest):
         for name in ("code.fd", "vars.fd"):
             (self.host.folder / name).write_bytes(name.encode() * 8192)
 
-    def new_server(self, name):
-        server = PyKmip(self.host.folder, self.authority, name)
+    def new_server(self, name, **options):
+        server = PyKmip(self.host.folder, self.authority, name, **options)
         self.addCleanup(server.kill)
         server.start()
         return server
@@ -117,6 +120,8 @@ class Kmip(HostTest):
         self.assertEqual(done.returncode, 0, f"{done.stdout}\n{done.stderr}")
         return {step["step"]: step for step in json.loads(done.stdout)}
 
+
+class Kmip(KmipTest):
     def test_every_version_makes_and_opens_homes(self):
         for version in VERSIONS:
             provider = f"kms {version}"
@@ -129,6 +134,16 @@ class Kmip(HostTest):
                 shown = self.state(f"vm-{version}")
                 self.assertEqual(shown["state"], "off", shown)
                 self.assertEqual(shown["provider"]["name"], provider)
+
+    def test_every_operation_at_every_version(self):
+        for version in VERSIONS:
+            with self.subTest(version):
+                self.add(f"kms {version}", "--version", version)
+                folder = self.host.root / "providers" / self.host.json("provider", "show", f"kms {version}")["id"]
+                done = subprocess.run([OPERATIONS, folder], capture_output=True, text=True, timeout=120, check=False)
+                self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
+                self.assertIn(f"speaks {version}", done.stdout)
+                self.assertEqual("ok Decrypt" in done.stdout, version in ("1.4", "2.0"))
 
     def test_negotiation_finds_the_best_and_the_test_names_its_steps(self):
         self.add("kms")
@@ -242,6 +257,93 @@ class Kmip(HostTest):
         self.assertGreater(len(database), 0)
         out = self.ok("show", "vm")
         self.assertNotIn("no passphrase", out)
+
+
+class Cutter:
+    """Stands before a server, and kills it when a client has sent its n-th request, before there is an answer."""
+
+    def __init__(self, server):
+        self.server, self.requests, self.kill_at = server, 0, None
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self.listener.getsockname()[1]
+        self.endpoint = f"127.0.0.1:{self.port}"
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def arm(self, kill_at):
+        self.requests, self.kill_at = 0, kill_at
+
+    def close(self):
+        self.listener.close()
+
+    def _accept(self):
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = self.listener.accept()
+                try:
+                    server = socket.create_connection(("127.0.0.1", self.server.port))
+                except OSError:
+                    client.close()
+                    continue
+                threading.Thread(target=self._to_server, args=(client, server), daemon=True).start()
+                threading.Thread(target=self._to_client, args=(server, client), daemon=True).start()
+
+    def _to_server(self, client, server):
+        with contextlib.suppress(OSError), client, server:
+            while head := client.recv(5, socket.MSG_WAITALL):
+                if len(head) < 5:
+                    return
+                body = client.recv(int.from_bytes(head[3:5], "big"), socket.MSG_WAITALL)
+                if head[0] == 23:  # application data (RFC 5246 section 6.2.1): a request, which fits one record
+                    self.requests += 1
+                    if self.requests == self.kill_at:
+                        self.server.kill()
+                        return
+                server.sendall(head + body)
+
+    @staticmethod
+    def _to_client(server, client):
+        with contextlib.suppress(OSError):
+            while data := server.recv(65536):
+                client.sendall(data)
+        with contextlib.suppress(OSError):
+            client.shutdown(socket.SHUT_RDWR)
+
+
+class Cluster(KmipTest):
+    """Two servers with one database, as a cluster has."""
+
+    def setUp(self):
+        super().setUp()
+        self.first = self.new_server("first", database=self.server.folder / "database")
+        self.cutter = Cutter(self.first)
+        self.addCleanup(self.cutter.close)
+
+    def test_a_server_that_dies_in_mid_operation_costs_nothing(self):
+        for version in VERSIONS:
+            provider = f"cluster {version}"
+            self.add(provider, "--version", version, servers=[self.cutter, self.server])
+            self.cutter.arm(None)
+            self.create_under(f"whole-{version}", provider)
+            to_create = self.cutter.requests
+            self.cutter.arm(None)
+            self.assertEqual(self.state(f"whole-{version}")["state"], "off")
+            to_open = self.cutter.requests
+            self.assertGreaterEqual(to_create, 3)
+            self.assertGreaterEqual(to_open, 1)
+            # Every request in turn at the newest version, one of them at the others.
+            for at in range(1, to_create + 1) if version == VERSIONS[-1] else [to_create // 2 + 1]:
+                with self.subTest(version=version, create=at):
+                    self.cutter.arm(at)
+                    self.create_under(f"cut-{version}-{at}", provider)
+                    self.assertIsNone(self.first.process, "it was killed")
+                    self.assertEqual(self.state(f"cut-{version}-{at}")["state"], "off")
+                    self.first.start()
+            for at in range(1, to_open + 1) if version == VERSIONS[-1] else [to_open]:
+                with self.subTest(version=version, open=at):
+                    self.cutter.arm(at)
+                    self.assertEqual(self.state(f"whole-{version}")["state"], "off")
+                    self.assertIsNone(self.first.process, "it was killed")
+                    self.first.start()
 
 
 if __name__ == "__main__":

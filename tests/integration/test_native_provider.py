@@ -91,6 +91,24 @@ class Life(Native):
         self.assertEqual(sorted(path.name for path in folder.glob("kdk*")), ["kdk.2"])
         self.assertEqual(self.host.json("show", "new")["state"], "off")
 
+    def test_prune_keeps_what_known_backups_of_homes_need(self):
+        self.add_provider()
+        self.create_small("vm")
+        saved = self.host.folder / "vm.backup"
+        self.ok("backup", "vm", saved)
+        self.ok("provider", "rotate", "local")
+        self.ok("rekey", "vm")
+        self.assertEqual(self.key_version("vm"), 2)
+        self.assertIn(f"version 1 stays: it is used by the backup {saved}",
+                      self.ok("provider", "prune", "local", "--yes"))
+        self.ok("remove", "vm", "--yes")
+        self.ok("restore", saved)
+        self.assertEqual(self.key_version("vm"), 1)
+        self.ok("rekey", "vm")
+        saved.unlink()
+        self.assertIn("removed version 1", self.ok("provider", "prune", "local", "--yes"))
+        self.assertEqual(self.host.json("show", "vm")["state"], "off")
+
     def test_prune_keeps_everything_while_a_home_cannot_be_read(self):
         self.add_provider()
         self.create_small("vm")
@@ -208,6 +226,52 @@ class Life(Native):
         self.with_secrets("provider", "backup", "local", self.file, passphrase="correct horse", password="p")
         self.with_secrets("provider", "add", "native", "other", passphrase="", code=2)
         self.assertEqual(len(self.host.json("provider", "list")), 1)
+
+
+class Reminders(Native):
+    def reminded(self, *arguments):
+        return self.host.coffer(*arguments).stderr
+
+    def test_list_and_run_say_once_a_day_that_there_is_no_backup(self):
+        self.assertIn(NAG, self.ok("provider", "add", "native", "local"))
+        self.create_small("vm")
+        self.assertIn(NAG, self.ok("provider", "list"))
+        self.assertIn(NAG, self.ok("provider", "show", "local"))
+        self.assertIn(NAG, self.reminded("list"))
+        self.assertNotIn(NAG, self.reminded("list"))
+        run = ("run", "vm", "--accel", "soft", "--timeout", "1")
+        self.assertNotIn(NAG, self.reminded(*run))
+        stamp, = (self.host.folder / "state").rglob(".backup-reminder.*")
+        stamp.write_text(f"{int(time.time()) - 25 * 3600}\n")
+        self.assertIn(NAG, self.reminded(*run))
+        self.assertNotIn(NAG, self.reminded("list"))
+        for text in ("", "x", "99999999999999999999", f"{int(time.time()) + 3600}"):
+            stamp.write_text(text)
+            self.assertIn(NAG, self.reminded("list", "--json"))
+        stamp.unlink()
+        self.backup()
+        self.assertNotIn(NAG, self.reminded("list"))
+        self.assertNotIn(NAG, self.ok("provider", "list"))
+        self.assertEqual(self.provider()["backed_up_version"], 1)
+        self.assertAlmostEqual(self.provider()["backed_up"], time.time(), delta=300)
+        self.assertIn(ROTATED, self.ok("provider", "rotate", "local"))
+        self.assertIn(ROTATED, self.ok("provider", "list"))
+        self.assertIn(ROTATED, self.reminded("list"))
+
+    def test_a_backup_can_be_required(self):
+        self.ok("provider", "add", "native", "local", "--require-backup")
+        self.assertIn("provider backup", self.create_small("vm", code=77))
+        self.assertFalse(self.host.home("vm").exists())
+        self.backup()
+        self.create_small("vm")
+        self.ok("provider", "rotate", "local")
+        self.create_small("late", code=77)
+        self.assertEqual(self.host.json("show", "vm")["state"], "off")
+        self.assertTrue(self.provider()["require_backup"])
+        self.ok("provider", "set", "local", "--require-backup", "off")
+        self.create_small("late")
+        self.ok("provider", "set", "local", "--require-backup", "on")
+        self.create_small("later", code=77)
 
 
 if __name__ == "__main__":

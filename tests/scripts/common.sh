@@ -3,12 +3,13 @@
 # What compiling, and the firmware that guests boot, need of Debian 12.
 build_packages=(
     g++ meson ninja-build pkg-config acpica-tools
-    libboost-dev libcli11-dev libfmt-dev libgmock-dev libgtest-dev libseccomp-dev libssl-dev libtpms-dev libzydis-dev
-    nlohmann-json3-dev ovmf
+    libboost-dev libcli11-dev libfmt-dev libgmock-dev libgtest-dev libseccomp-dev libssl-dev libtpms-dev libtss2-dev
+    libzydis-dev nlohmann-json3-dev ovmf
 )
 # What tests compare guests and the software CPU with, and what unpacks the kernel for that; a KMIP server, and
 # certificates for it; who uses a served TPM.
-test_packages=(busybox-static lz4 openssl python3-cryptography python3-pykmip qemu-system-x86 qemu-utils tpm2-tools)
+test_packages=(busybox-static lz4 openssl python3-cryptography python3-pykmip qemu-system-x86 qemu-utils swtpm
+    tpm2-tools)
 # What images/build-demo-guest needs on the host; the guest's own packages it fetches by itself.
 image_packages=(apt binutils dosfstools mtools python3 tar zstd)
 

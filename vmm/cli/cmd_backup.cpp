@@ -8,8 +8,10 @@
 #include <nlohmann/json.hpp>
 
 #include "base/file.hpp"
+#include "base/log.hpp"
 #include "vmm/cli/context.hpp"
 #include "vmm/cli/exit_codes.hpp"
+#include "vmm/cli/known_backups.hpp"
 #include "vmm/cli/progress.hpp"
 #include "vmm/cli/wording.hpp"
 #include "vmm/control/backup.hpp"
@@ -88,6 +90,12 @@ void report(std::string const& name, NewFile const& file, bool with_disks) {
         fmt::format("backed up VM '{}' to {}{}", name, file.path().native(), with_disks ? ", disks included" : ""));
 }
 
+// So that the key that opens it is not removed. The backup is whole whether this succeeds or not.
+void remember(vmm::HomeRoot const& root, KnownBackup backup) {
+    if (auto noted = note_backup(root, std::move(backup)); !noted)
+        log::warning("'coffer provider prune' will not know of this backup: {}", noted.error().message());
+}
+
 // The process that runs the VM writes the backup, between two commits.
 Result<int> backup_running(vmm::HomeLocation const& location, BackupArguments const& arguments) {
     if (arguments.disks)
@@ -108,6 +116,7 @@ Result<int> backup_running(vmm::HomeLocation const& location, BackupArguments co
     options.descriptor = file.fd();
     TRY(client.call(request, options));
     TRY(file.place());
+    if (summary.encrypted) remember(location.root, {file.path().native(), summary.provider, summary.key_id});
     report(arguments.name, file, false);
     print_line("note: it is the running VM's state at one moment, as after a power failure; disks are not in it");
     return to_int(ExitCode::Ok);
@@ -146,6 +155,7 @@ Result<int> backup(Context const& context, BackupArguments const& arguments) {
         TRY(vmm::write_backup(*home, file.fd(), file.path(), options));
     }
     TRY(file.place());
+    if (auto header = home->header()) remember(location.root, {file.path().native(), header->provider, header->key_id});
     report(arguments.name, file, arguments.disks);
     if (!arguments.disks && !disks.empty())
         print_line("note: the content of its disks is not in it; --disks puts it there");

@@ -2,6 +2,7 @@
 #include <CLI/CLI.hpp>
 #include <nlohmann/json.hpp>
 
+#include "vmm/cli/backup_reminder.hpp"
 #include "vmm/cli/context.hpp"
 #include "vmm/cli/exit_codes.hpp"
 #include "vmm/cli/vm_status.hpp"
@@ -33,6 +34,7 @@ Result<int> list(Context const& context, bool json) {
                                is_template ? "  template" : "", status->reason.empty() ? "" : "  ", status->reason));
     }
     if (json) print_line(dump(array));
+    remind_of_backups(root);
     return to_int(ExitCode::Ok);
 }
 

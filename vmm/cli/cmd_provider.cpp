@@ -40,6 +40,7 @@ Result<int> list(Context const& context, bool json) {
         print_line(fmt::format("{}  {:<6}  {:<13}  {}{}{}", info.id.to_string(), to_string(info.kind),
                                info.kind == ProviderKind::Kmip ? "key server"
                                : info.needs_passphrase         ? "passphrase"
+                               : !info.host_tpm.empty()        ? "host TPM"
                                                                : "no passphrase",
                                info.name, chosen == info.id ? " (default)" : "", backup_mark(info)));
     return to_int(ExitCode::Ok);
@@ -53,6 +54,7 @@ void add_native_json(nlohmann::json& json, ProviderInfo const& info) {
     json["backed_up_version"] = info.backed_up_version;
     if (info.backed_up_version != 0) json["backed_up"] = info.backed_up;
     json["require_backup"] = info.require_backup;
+    if (!info.host_tpm.empty()) json["host_tpm"] = info.host_tpm;
 }
 
 void register_provider(CLI::App& app, Context& context) {

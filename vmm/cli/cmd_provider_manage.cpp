@@ -77,13 +77,14 @@ Result<int> show(Context const& context, Options const& options) {
         if (!kmip->pin.empty()) row("pin", pin_text(kmip->pin));
     } else {
         row("passphrase", info.needs_passphrase ? "yes" : "no");
+        row("host TPM", info.host_tpm.empty() ? "not required" : info.host_tpm);
         row("key", fmt::format("version {}", info.kdk_version));
         row("backup", backup_text(info));
         row("new VMs", info.require_backup ? "only with a backup" : "with a backup or without");
     }
     row("VMs", vms.empty() ? "none" : join(vms));
     if (info.keys_on_disk()) print_line(unprotected_provider_warning(info.name));
-    if (info.lacks_backup()) print_line(missing_backup_warning(info));
+    if (info.lacks_backup()) print_line("note: " + missing_backup_warning(info));
     return to_int(ExitCode::Ok);
 }
 

@@ -7,6 +7,7 @@
 #include "keyprovider/native/native_provider.hpp"
 #include "vmm/cli/cmd_provider.hpp"
 #include "vmm/cli/exit_codes.hpp"
+#include "vmm/cli/known_backups.hpp"
 #include "vmm/cli/provider_users.hpp"
 #include "vmm/cli/wording.hpp"
 #include "vmm/home/keeper_client.hpp"
@@ -24,16 +25,25 @@ struct Options {
     std::string required;
     int passphrase_fd = -1;
     int password_fd = -1;
+    std::string tcti;
+    bool require_host_tpm = false;
     bool ask = false;
     bool require_backup = false;
     bool overwrite = false;
     bool yes = false;
+
+    // The TPM that the provider is bound to; empty: none.
+    std::string host_tpm() const {
+        if (!require_host_tpm) return {};
+        return tcti.empty() ? std::string(k_default_tcti) : tcti;
+    }
 };
 
 Result<vmm::KeeperProcess> start_manager(vmm::HomeRoot const& root, Options const& options) {
     auto keeper = Context::keeper_options(options.passphrase_fd);
     keeper.manage = true;
     keeper.password_fd = options.password_fd;
+    keeper.host_tpm = options.host_tpm();
     return vmm::KeeperProcess::start(root, keeper);
 }
 
@@ -52,13 +62,13 @@ std::string versions_text(std::vector<uint32_t> const& versions) {
 
 void print_notes(ProviderInfo const& info) {
     if (info.keys_on_disk()) print_line(unprotected_provider_warning(info.name));
-    if (info.lacks_backup()) print_line(missing_backup_warning(info));
+    if (info.lacks_backup()) print_line("note: " + missing_backup_warning(info));
 }
 
 Result<int> add_native(Context const& context, Options const& options) {
     auto root = TRY(context.root());
     auto keeper = TRY(start_manager(root, options));
-    NativeOptions const wanted{options.passphrase_fd >= 0 || options.ask, options.require_backup};
+    NativeOptions const wanted{options.passphrase_fd >= 0 || options.ask, options.require_backup, options.host_tpm()};
     auto info = TRY(keeper.add_native(options.name, wanted));
     print_line(fmt::format("added native key provider '{}' ({})", info.name, info.id.to_string()));
     print_notes(info);
@@ -89,6 +99,8 @@ Result<Prunable> find_prunable(vmm::HomeRoot const& root, ProviderRegistry const
                           "key provider '{}' may be used by VMs whose homes cannot be read: {}; repair or remove them "
                           "first",
                           info.name, join(users.unreadable));
+    for (auto const& backup : TRY(known_backups(root)))
+        if (backup.provider == info.id) users.known.push_back({"the backup " + backup.path, backup.key_id});
     Prunable prunable;
     for (auto version : TRY(registry.kdk_versions(info.id))) {
         if (version == info.kdk_version) continue;
@@ -107,10 +119,11 @@ Result<void> confirm_prune(ProviderInfo const& info, std::vector<uint32_t> const
     if (::isatty(STDIN_FILENO) != 1)
         return make_error(ErrorCode::InvalidArgument,
                           "removing keys of provider '{}' cannot be undone: give --yes if that is wanted", info.name);
-    print_line(fmt::format("No VM of this host uses version {} of the key of '{}'. Homes under it elsewhere, and "
-                           "backups of homes, open with a backup of the provider alone from then on.\nType the "
-                           "provider's name to go on:",
-                           versions_text(versions), info.name));
+    print_line(
+        fmt::format("No VM and no known backup of this host uses version {} of the key of '{}'. Homes "
+                    "and backups under it elsewhere open with a backup of the provider alone from then on.\nType the "
+                    "provider's name to go on:",
+                    versions_text(versions), info.name));
     std::string answer;
     std::getline(std::cin, answer);
     if (answer != info.name) return make_error(ErrorCode::Cancelled, "nothing was removed");
@@ -165,6 +178,7 @@ Result<int> restore(Context const& context, Options const& options) {
     wanted.name = options.new_name;
     wanted.passphrase = options.passphrase_fd >= 0 || options.ask;
     wanted.require_backup = options.require_backup;
+    wanted.host_tpm = options.host_tpm();
     auto restored = TRY(keeper.restore(file, wanted));
     auto const& info = restored.info;
     if (!restored.merged)
@@ -185,7 +199,7 @@ Result<int> set(Context const& context, Options const& options) {
     print_line(info.require_backup
                    ? fmt::format("key provider '{}' gives no new keys while it lacks a backup", info.name)
                    : fmt::format("key provider '{}' gives new keys with a backup or without", info.name));
-    if (info.lacks_backup()) print_line(missing_backup_warning(info));
+    if (info.lacks_backup()) print_line("note: " + missing_backup_warning(info));
     return to_int(ExitCode::Ok);
 }
 
@@ -225,6 +239,14 @@ void add_new_options(Verb const& verb) {
         ->excludes("--passphrase-fd");
     verb.app->add_flag("--require-backup", verb.options->require_backup,
                        "Refuse new VMs while the newest key is in no backup");
+    auto* bind = verb.app->add_flag("--require-host-tpm", verb.options->require_host_tpm,
+                                    "Seal the key to this host's TPM 2.0: it opens on this host alone, and elsewhere "
+                                    "from a backup");
+    verb.app
+        ->add_option("--tcti", verb.options->tcti,
+                     "Where that TPM is: device:PATH [device:/dev/tpmrm0]; swtpm:host=ADDRESS,port=N")
+        ->needs(bind)
+        ->type_name("CONF");
 }
 
 } // namespace

@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include "base/log.hpp"
+#include "vmm/cli/backup_reminder.hpp"
 #include "vmm/cli/context.hpp"
 #include "vmm/cli/exit_codes.hpp"
 #include "vmm/machine/host_memory.hpp"
@@ -90,6 +91,7 @@ Result<int> run(Context const& context, RunArguments const& arguments) {
     if (arguments.verbose) log::set_level(log::Level::Info);
     auto options = TRY(run_options(arguments));
     auto location = TRY(context.location(arguments.name));
+    remind_of_backup(location);
     auto home =
         TRY(vmm::unlock_home(location, Context::keeper_options(arguments.passphrase_fd), vmm::HomeAccess::Writer,
                              arguments.accept_rollback ? vmm::RollbackPolicy::Accept : vmm::RollbackPolicy::Refuse));

@@ -14,7 +14,7 @@ std::string unprotected_provider_warning(std::string_view provider_name) {
 }
 
 std::string missing_backup_warning(ProviderInfo const& info) {
-    return fmt::format("note: key provider '{}' was {}: if this disk is lost, so are the homes of its VMs, copies of "
+    return fmt::format("key provider '{}' was {}: if this disk is lost, so are the homes of its VMs, copies of "
                        "them elsewhere too. 'coffer provider backup' saves its keys",
                        info.name,
                        info.backed_up_version == 0 ? "never backed up" : "not backed up since it was rotated");

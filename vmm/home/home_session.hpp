@@ -184,6 +184,7 @@ struct KeeperOptions {
     bool may_prompt = true; // false: a provider that needs a passphrase is KeyUnavailable without passphrase_fd
     bool manage = false;    // the keeper makes and changes native providers, too
     int password_fd = -1;   // of a backup; as passphrase_fd
+    std::string host_tpm;   // TCTI of the TPM that a new provider is bound to; empty: of none
     std::filesystem::path program = "/proc/self/exe"; // the coffer program, started as keeper
 };
 

@@ -23,15 +23,16 @@ std::vector<std::string> make_arguments(std::filesystem::path const& providers, 
 }
 
 std::vector<std::string> make_arguments(std::filesystem::path const& providers, PassphraseFrom from,
-                                        PassphraseFrom password) {
+                                        PassphraseFrom password, std::string const& host_tpm) {
     auto arguments = make_arguments(providers, from);
     arguments.emplace_back(k_manage);
     arguments.emplace_back(name_of(password));
+    arguments.push_back(host_tpm);
     return arguments;
 }
 
 Result<Settings> parse_arguments(int argc, char** argv) {
-    bool const manage = argc == 6 && argv[4] == k_manage;
+    bool const manage = argc == 7 && argv[4] == k_manage;
     if (argc != 4 && !manage)
         return make_error(ErrorCode::InvalidArgument, "'coffer {}' is started by coffer itself", k_verb);
     Settings settings;
@@ -42,6 +43,7 @@ Result<Settings> parse_arguments(int argc, char** argv) {
     settings.may_prompt = from == k_terminal;
     settings.manage = manage;
     if (manage && argv[5] == k_descriptor) settings.password_fd = k_password;
+    if (manage) settings.host_tpm = argv[6];
     return settings;
 }
 

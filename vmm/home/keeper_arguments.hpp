@@ -21,11 +21,11 @@ constexpr int k_password = 5;
 
 enum class PassphraseFrom { Nowhere, Descriptor, Terminal };
 
-// "coffer", "keeper", providers folder, where passphrases come from; of a managing keeper also "manage" and where a
-// backup's password comes from.
+// "coffer", "keeper", providers folder, where passphrases come from; of a managing keeper also "manage", where a
+// backup's password comes from, and the TCTI of the TPM that a new provider is to be bound to (empty: of none).
 std::vector<std::string> make_arguments(std::filesystem::path const& providers, PassphraseFrom from);
 std::vector<std::string> make_arguments(std::filesystem::path const& providers, PassphraseFrom from,
-                                        PassphraseFrom password);
+                                        PassphraseFrom password, std::string const& host_tpm);
 Result<Settings> parse_arguments(int argc, char** argv);
 
 } // namespace coffer::vmm::keeper

@@ -89,8 +89,9 @@ Result<KeeperProcess> KeeperProcess::start(HomeRoot const& root, KeeperOptions c
     UniqueFd ours(pair[0]);
     UniqueFd theirs(pair[1]);
     auto const from = source(options.passphrase_fd);
-    auto texts = options.manage ? keeper::make_arguments(root.providers(), from, source(options.password_fd))
-                                : keeper::make_arguments(root.providers(), from);
+    auto texts = options.manage
+                     ? keeper::make_arguments(root.providers(), from, source(options.password_fd), options.host_tpm)
+                     : keeper::make_arguments(root.providers(), from);
     std::vector<char*> arguments;
     for (auto& text : texts) arguments.push_back(text.data());
     arguments.push_back(nullptr);
@@ -168,7 +169,7 @@ Result<Restored> KeeperProcess::change(keeper::MessageType type, ByteVector fiel
 }
 
 Result<ProviderInfo> KeeperProcess::add_native(std::string const& name, NativeOptions const& options) {
-    keeper::AddRequest request{name, options.passphrase, options.require_backup};
+    keeper::AddRequest request{name, options.passphrase, options.require_backup, options.host_tpm};
     return TRY(change(keeper::MessageType::Add, encode_fields(std::move(request)))).info;
 }
 
@@ -182,7 +183,8 @@ Result<ProviderInfo> KeeperProcess::backup(Uuid const& provider, std::filesystem
 }
 
 Result<Restored> KeeperProcess::restore(std::filesystem::path const& file, RestoreOptions const& options) {
-    keeper::RestoreRequest request{file.native(), options.name, options.passphrase, options.require_backup};
+    keeper::RestoreRequest request{file.native(), options.name, options.passphrase, options.require_backup,
+                                   options.host_tpm};
     return change(keeper::MessageType::Restore, encode_fields(std::move(request)));
 }
 

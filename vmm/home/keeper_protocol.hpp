@@ -104,12 +104,14 @@ struct AddRequest {
     std::string name;
     bool passphrase = false;
     bool require_backup = false;
+    std::string host_tpm;
 
     template <class V>
     void fields(V& v) {
         v.required(1, name);
         v.required(2, passphrase);
         v.required(3, require_backup);
+        v.required(4, host_tpm);
     }
 };
 
@@ -140,6 +142,7 @@ struct RestoreRequest {
     std::string name; // empty: as in the backup
     bool passphrase = false;
     bool require_backup = false;
+    std::string host_tpm;
 
     template <class V>
     void fields(V& v) {
@@ -147,6 +150,7 @@ struct RestoreRequest {
         v.required(2, name);
         v.required(3, passphrase);
         v.required(4, require_backup);
+        v.required(5, host_tpm);
     }
 };
 

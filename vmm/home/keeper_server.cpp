@@ -1,7 +1,9 @@
 #include "vmm/home/keeper_server.hpp"
 
 #include <algorithm>
+#include <malloc.h>
 #include <map>
+#include <optional>
 #include <string_view>
 
 #include "base/log.hpp"
@@ -21,8 +23,8 @@ namespace {
 
 class Keeper {
 public:
-    explicit Keeper(Settings const& settings, kmip::Resolver resolver)
-        : m_settings(settings), m_registry(settings.providers), m_resolver(std::move(resolver)) {}
+    Keeper(Settings const& settings, kmip::Resolver resolver, HostTpms tpms)
+        : m_settings(settings), m_registry(settings.providers, std::move(tpms)), m_resolver(std::move(resolver)) {}
 
     Message answer(Message const& request) {
         auto answered = handle(request);
@@ -80,7 +82,7 @@ private:
     Result<Message> add(Message const& request) {
         AddRequest wanted;
         TRY(decode_fields(request.fields, wanted));
-        NativeOptions const options{wanted.passphrase, wanted.require_backup};
+        NativeOptions const options{wanted.passphrase, wanted.require_backup, wanted.host_tpm};
         return changed(TRY(m_registry.add_native(wanted.name, options, new_passphrase())));
     }
 
@@ -105,6 +107,7 @@ private:
         options.name = wanted.name;
         options.passphrase = wanted.passphrase;
         options.require_backup = wanted.require_backup;
+        options.host_tpm = wanted.host_tpm;
         auto secret = TRY(password(false));
         auto done = TRY(m_registry.restore(wanted.path, options, secret, {new_passphrase(), known_passphrase()}));
         return Message{MessageType::Changed, 0, std::nullopt,
@@ -168,10 +171,40 @@ bool has_key_servers(Settings const& settings) {
                                     [](auto const& info) { return info.kind == ProviderKind::Kmip; });
 }
 
+// The TPMs that providers are bound to, connected to while the sandbox does not yet forbid it. One that is not there is
+// an error of whoever needs it.
+class ConnectedTpms {
+public:
+    explicit ConnectedTpms(Settings const& settings) {
+        if (!settings.host_tpm.empty()) connect(settings.host_tpm);
+        auto providers = ProviderRegistry(settings.providers).list();
+        if (!providers) return;
+        for (auto const& info : *providers)
+            if (!info.host_tpm.empty()) connect(info.host_tpm);
+    }
+    bool any_simulator() const {
+        return std::any_of(m_tpms.begin(), m_tpms.end(), [](auto const& tpm) { return is_simulator(tpm.first); });
+    }
+    Result<HostTpm*> find(std::string const& tcti) const {
+        auto found = m_tpms.find(tcti);
+        if (found == m_tpms.end())
+            return make_error(ErrorCode::KeyUnavailable, "the keeper has no connection to the TPM {}", tcti);
+        if (!found->second) return Error(found->second.error());
+        return found->second->get();
+    }
+
+private:
+    void connect(std::string const& tcti) {
+        if (!m_tpms.contains(tcti)) m_tpms.emplace(tcti, open_host_tpm(tcti));
+    }
+
+    std::map<std::string, Result<std::unique_ptr<HostTpm>>> m_tpms;
+};
+
 } // namespace
 
-Result<void> serve(Settings const& settings, kmip::Resolver resolver) {
-    Keeper keeper(settings, std::move(resolver));
+Result<void> serve(Settings const& settings, kmip::Resolver resolver, HostTpms tpms) {
+    Keeper keeper(settings, std::move(resolver), std::move(tpms));
     for (;;) {
         auto request = TRY(receive(settings.socket));
         if (!request) return {};
@@ -184,16 +217,18 @@ int keeper_main(int argc, char** argv) noexcept {
         auto settings = TRY(parse_arguments(argc, argv));
         TRY(forbid_dumps());
         auto const files = settings.manage ? Files::Change : Files::Read;
+        // What freed memory held does not stay readable: OpenSSL's and the TPM library's buffers may have held keys.
+        ::mallopt(M_PERTURB, 0xA5);
         // A managing keeper opens no provider, and so needs no server.
-        if (settings.manage || !has_key_servers(settings)) {
-            TRY(crypto::init_secret_memory());
-            TRY(enter_sandbox(Network::None, files));
-            return serve(settings, kmip::resolve_here);
-        }
-        auto resolver = TRY(ResolverProcess::start());
+        bool const servers = !settings.manage && has_key_servers(settings);
+        std::optional<ResolverProcess> resolver;
+        if (servers) resolver = TRY(ResolverProcess::start());
         TRY(crypto::init_secret_memory());
-        TRY(enter_sandbox(Network::TcpClient, files));
-        return serve(settings, [&resolver](std::string const& host) { return resolver.resolve(host); });
+        ConnectedTpms const tpms(settings);
+        TRY(enter_sandbox(servers || tpms.any_simulator() ? Network::TcpClient : Network::None, files));
+        auto resolve = [&resolver](std::string const& host) { return resolver->resolve(host); };
+        return serve(settings, servers ? kmip::Resolver(resolve) : kmip::Resolver(kmip::resolve_here),
+                     [&tpms](std::string const& tcti) { return tpms.find(tcti); });
     };
     if (auto served = run(); !served) {
         log::error("keeper: {}", served.error().message());

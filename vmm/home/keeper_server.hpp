@@ -6,6 +6,7 @@
 
 #include "base/result.hpp"
 #include "keyprovider/kmip/client/endpoint.hpp"
+#include "keyprovider/native/host_tpm.hpp"
 
 namespace coffer::vmm::keeper {
 
@@ -16,12 +17,13 @@ struct Settings {
     bool may_prompt = true;
     bool manage = false;  // answer the requests that change providers
     int password_fd = -1; // a backup's password; as passphrase_fd
+    std::string host_tpm; // the TCTI of a TPM to connect to, besides those of the providers there are
 };
 
 // Answers until the other end is closed. An error means that the other end broke the protocol; failures of providers
 // are answers.
-// `resolver` finds the addresses of key servers.
-Result<void> serve(Settings const& settings, kmip::Resolver resolver = kmip::resolve_here);
+// `resolver` finds the addresses of key servers, `tpms` the TPMs of the host that are connected to.
+Result<void> serve(Settings const& settings, kmip::Resolver resolver = kmip::resolve_here, HostTpms tpms = {});
 
 // What the hidden verb `coffer keeper` runs: argv is as start_keeper() (keeper_client.hpp) makes it. Gives the exit
 // code.

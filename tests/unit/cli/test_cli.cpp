@@ -423,7 +423,7 @@ TEST_F(Cli, SecretsAreInNoFileAndNoOutput) {
             EXPECT_EQ(content.find(std::string(32, 'v')), std::string::npos) << entry.path();
             EXPECT_EQ(content.find("code.fd"), std::string::npos) << entry.path();
         }
-    EXPECT_EQ(files, 9U); // keys, config, nvram, tpm, lock; provider, kdk.1, lock; the host's record
+    EXPECT_EQ(files, 10U); // keys, config, nvram, tpm, lock; provider, kdk.1, lock; the host's record and reminder
 }
 
 TEST(MemorySize, TakesUnitsAndNothingElse) {
