@@ -1,5 +1,7 @@
 #include "devices/tpm/tpm_facts.hpp"
 
+#include "devices/tpm/tpm_endorsement.hpp"
+
 namespace coffer::devices {
 
 namespace {
@@ -30,66 +32,12 @@ constexpr uint32_t k_in_lockout = 1U << 9;
 constexpr uint8_t k_nv_handles = 0x01;
 constexpr uint8_t k_persistent_handles = 0x81;
 
-constexpr uint16_t k_alg_rsa = 0x0001;
-constexpr uint16_t k_alg_aes = 0x0006;
-constexpr uint16_t k_alg_sha256 = 0x000B;
-constexpr uint16_t k_alg_null = 0x0010;
-constexpr uint16_t k_alg_ecc = 0x0023;
-constexpr uint16_t k_alg_cfb = 0x0043;
-constexpr uint16_t k_curve_p256 = 0x0003;
-
-// EK Credential Profile 2.5, B.3.3 and B.3.4: the low-range templates. fixedTPM, fixedParent, sensitiveDataOrigin,
-// adminWithPolicy, restricted, decrypt; the policy is TPM2_PolicySecret(TPM_RH_ENDORSEMENT).
-constexpr uint32_t k_ek_attributes = 0x0003'00B2;
-constexpr std::array<uint8_t, 32> k_ek_policy{0x83, 0x71, 0x97, 0x67, 0x44, 0x84, 0xB3, 0xF8, 0x1A, 0x90, 0xCC,
-                                              0x8D, 0x46, 0xA5, 0xD7, 0x24, 0xFD, 0x52, 0xD7, 0x6E, 0x06, 0x52,
-                                              0x0B, 0x64, 0xF2, 0xA1, 0xDA, 0x1B, 0x33, 0x14, 0x69, 0xAA};
-
-void start_template(TpmCommand& area, uint16_t type) {
-    area.u16(type).u16(k_alg_sha256).u32(k_ek_attributes).sized(std::as_bytes(std::span(k_ek_policy)));
-    area.u16(k_alg_aes).u16(128).u16(k_alg_cfb).u16(k_alg_null); // symmetric algorithm; no scheme
-}
-
-ByteVector create_ek(uint16_t type) {
-    // A TPMT_PUBLIC behind a command header that is not used.
-    TpmCommand area(TpmTag::NoSessions, TpmCommandCode::CreatePrimary);
-    start_template(area, type);
-    if (type == k_alg_rsa) {
-        area.u16(2048).u32(0).sized(ByteVector(256));
-    } else {
-        area.u16(k_curve_p256).u16(k_alg_null); // no key derivation scheme
-        area.sized(ByteVector(32)).sized(ByteVector(32));
-    }
-    auto bytes = area.take();
-    return TpmCommand(TpmTag::Sessions, TpmCommandCode::CreatePrimary)
-        .u32(k_tpm_rh_endorsement)
-        .empty_password()
-        .u16(4) // TPM2B_SENSITIVE_CREATE: no password, no data
-        .u16(0)
-        .u16(0)
-        .sized(Bytes(bytes).subspan(k_tpm_header_size))
-        .u16(0)
-        .u32(0)
-        .take();
-}
-
-Result<TpmEndorsementKey> read_ek(TpmClient& client, std::string_view type_name, uint16_t type) {
-    TpmEndorsementKey key{type_name, {}};
-    auto response = TRY(client.transact(create_ek(type)));
-    if (!response.ok()) return key; // a password on the hierarchy, most likely
-    TpmReader reader(response.body);
-    uint32_t handle = reader.u32();
-    (void)reader.u32();   // size of the parameters
-    (void)reader.sized(); // public area
-    (void)reader.sized(); // creation data
-    (void)reader.sized(); // creation hash
-    (void)reader.u16();   // creation ticket: tag, hierarchy, digest
-    (void)reader.u32();
-    (void)reader.sized();
-    auto name = reader.sized();
-    if (!reader.ok()) return make_error(ErrorCode::Corrupt, "the TPM's answer to TPM2_CreatePrimary is malformed");
-    key.name.assign(name.begin(), name.end());
-    TRY(client.demand("flush a key", TpmCommand(TpmTag::NoSessions, TpmCommandCode::FlushContext).u32(handle).take()));
+Result<TpmEndorsementKey> read_ek(TpmClient& client, EkProfile const& profile) {
+    TpmEndorsementKey key{profile.name, {}};
+    auto object = TRY(create_endorsement_key(client, profile.kind));
+    if (!object) return key;
+    key.name = std::move(object->public_area.name);
+    TRY(flush_object(client, object->handle));
     return key;
 }
 
@@ -148,8 +96,7 @@ Result<TpmFacts> read_tpm_facts(TpmClient& client) {
     facts.lockout_interval = TRY(property(Property::LockoutInterval));
     facts.lockout_recovery = TRY(property(Property::LockoutRecovery));
 
-    facts.endorsement_keys.push_back(TRY(read_ek(client, "rsa2048", k_alg_rsa)));
-    facts.endorsement_keys.push_back(TRY(read_ek(client, "ecc-p256", k_alg_ecc)));
+    for (auto const& profile : k_ek_profiles) facts.endorsement_keys.push_back(TRY(read_ek(client, profile)));
     return facts;
 }
 

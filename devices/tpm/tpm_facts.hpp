@@ -16,7 +16,7 @@ struct TpmNvIndex {
 
 // An endorsement key, made anew from the endorsement seed by a template of the TCG EK Credential Profile 2.5.
 struct TpmEndorsementKey {
-    std::string_view type; // "rsa2048", "ecc-p256"
+    std::string_view type; // EkProfile::name
     ByteVector name;       // name algorithm and digest (Part 1, 16); empty where the TPM refuses to make the key
 
     bool operator==(TpmEndorsementKey const&) const = default;

@@ -85,6 +85,8 @@ class Life(Native):
         self.assertIn("version 1 stays: it is used by old", out)
         self.assertIn("nothing was removed", out)
         self.ok("remove", "old", "--yes")
+        self.assertIn("used by the certificate authority", self.ok("provider", "prune", "local", "--yes"))
+        self.ok("ca", "protect", "local")
         self.refused(2, "provider", "prune", "local")  # asks, and there is no terminal
         self.assertIn("removed version 1", self.ok("provider", "prune", "local", "--yes"))
         folder = self.host.root / "providers" / self.provider()["id"]
@@ -106,6 +108,7 @@ class Life(Native):
         self.assertEqual(self.key_version("vm"), 1)
         self.ok("rekey", "vm")
         saved.unlink()
+        self.ok("ca", "protect", "local")
         self.assertIn("removed version 1", self.ok("provider", "prune", "local", "--yes"))
         self.assertEqual(self.host.json("show", "vm")["state"], "off")
 

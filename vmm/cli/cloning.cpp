@@ -131,7 +131,8 @@ Result<void> make_clone(vmm::HomeLocation const& location, CloneSource source, C
     // What may fail for want of a key comes before what takes long.
     std::optional<vmm::HomeSeal> seal;
     if (provider) seal = TRY(opener.make_seal(provider->id, location.name));
-    if (tpm == CloneTpm::Replace || tpm == CloneTpm::Add) source.tpm = TRY(make_new_tpm(config));
+    if (provider && (tpm == CloneTpm::Replace || tpm == CloneTpm::Add))
+        source.tpm = TRY(make_new_tpm(location.root, opener, provider->id, config));
     {
         ProgressLine progress("copying disks");
         auto const total = disks->total();

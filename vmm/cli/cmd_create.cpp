@@ -156,11 +156,12 @@ Result<int> create(Context const& context, CreateOptions const& options) {
     TRY(vmm::check_vm_config(config));
 
     std::optional<vmm::HomeSeal> seal;
+    TpmStateBytes tpm;
+    HomeOpener opener(location.root, Context::keeper_options(options.passphrase_fd));
     if (provider) {
-        auto keeper = TRY(vmm::KeeperProcess::start(location.root, Context::keeper_options(options.passphrase_fd)));
-        seal = TRY(keeper.make_seal(provider->id, options.name));
+        seal = TRY(opener.make_seal(provider->id, options.name));
+        tpm = TRY(make_new_tpm(location.root, opener, provider->id, config));
     }
-    auto tpm = TRY(make_new_tpm(config));
     TRY(vmm::create_home(location, config, variables, std::move(seal), tpm.bytes(), disks.for_home(config.uuid)));
     if (provider)
         print_line(fmt::format("created VM '{}', encrypted under key provider '{}', TPM {}", config.name,

@@ -58,7 +58,8 @@ Result<int> show(Context const& context, Options const& options) {
                                {"passphrase", info.needs_passphrase},
                                {"created", info.created},
                                {"default", is_default},
-                               {"vms", vms}};
+                               {"vms", vms},
+                               {"authority", users.authority_key.has_value()}};
         add_native_json(json, info);
         if (kmip) json["kmip"] = kmip_json(*kmip);
         print_line(dump(json));
@@ -83,6 +84,7 @@ Result<int> show(Context const& context, Options const& options) {
         row("new VMs", info.require_backup ? "only with a backup" : "with a backup or without");
     }
     row("VMs", vms.empty() ? "none" : join(vms));
+    if (users.authority_key) row("authority", "of this host, for TPMs");
     if (info.keys_on_disk()) print_line(unprotected_provider_warning(info.name));
     if (info.lacks_backup()) print_line("note: " + missing_backup_warning(info));
     return to_int(ExitCode::Ok);
@@ -141,6 +143,11 @@ Result<void> check_unused(vmm::HomeRoot const& root, ProviderInfo const& info) {
     auto users = TRY(users_of_provider(root, info.id));
     if (!users.known.empty())
         return make_error(ErrorCode::Busy, "key provider '{}' is used by VMs: {}", info.name, names_of(users.known));
+    if (users.authority_key)
+        return make_error(ErrorCode::Busy,
+                          "key provider '{}' protects this host's certificate authority: 'coffer ca protect' puts that "
+                          "under another one",
+                          info.name);
     if (!users.unreadable.empty())
         return make_error(ErrorCode::Busy,
                           "key provider '{}' may be used by VMs whose homes cannot be read: {}; repair or remove them "

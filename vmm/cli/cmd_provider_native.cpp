@@ -101,6 +101,7 @@ Result<Prunable> find_prunable(vmm::HomeRoot const& root, ProviderRegistry const
                           info.name, join(users.unreadable));
     for (auto const& backup : TRY(known_backups(root)))
         if (backup.provider == info.id) users.known.push_back({"the backup " + backup.path, backup.key_id});
+    if (users.authority_key) users.known.push_back({"the certificate authority", *users.authority_key});
     Prunable prunable;
     for (auto version : TRY(registry.kdk_versions(info.id))) {
         if (version == info.kdk_version) continue;

@@ -10,6 +10,7 @@ void register_tpm(CLI::App& app, Context& context) {
     tpm->require_subcommand(1);
     register_tpm_show(*tpm, context);
     register_tpm_pcrs(*tpm, context);
+    register_tpm_cert(*tpm, context);
     register_tpm_clear(*tpm, context);
     register_tpm_add(*tpm, context);
     register_tpm_remove(*tpm, context);

@@ -23,8 +23,8 @@ struct AddOptions {
 
 Result<int> add(Context const& context, AddOptions const& options) {
     auto location = TRY(context.location(options.name));
-    auto keeper_options = Context::keeper_options(options.passphrase_fd);
-    auto home = TRY(vmm::unlock_home(location, keeper_options));
+    HomeOpener opener(location.root, Context::keeper_options(options.passphrase_fd));
+    auto home = TRY(opener.open(location, vmm::HomeAccess::Writer));
     auto config = home->config();
     if (config.tpm != vmm::TpmKind::None)
         return make_error(ErrorCode::AlreadyExists, "VM '{}' has a TPM already ({})", options.name,
@@ -38,7 +38,8 @@ Result<int> add(Context const& context, AddOptions const& options) {
                               "the home of '{}' is encrypted already, under the provider that it has: leave --provider "
                               "out",
                               options.name);
-        auto tpm = TRY(make_new_tpm(config));
+        auto const provider = TRY(vmm::summarize_home(location)).provider;
+        auto tpm = TRY(make_new_tpm(location.root, opener, provider, config));
         // The state before the configuration: a TPM that the configuration has must never lack its state.
         TRY(home->commit(vmm::HomeFile::Tpm, tpm.bytes()));
         TRY(home->commit(vmm::HomeFile::Config, vmm::encode_vm_config(config)));
@@ -47,13 +48,10 @@ Result<int> add(Context const& context, AddOptions const& options) {
         return to_int(ExitCode::Ok);
     }
     auto provider = TRY(choose_provider(ProviderRegistry(location.root.providers()), options.provider));
-    auto seal = [&]() -> Result<vmm::HomeSeal> {
-        auto keeper = TRY(vmm::KeeperProcess::start(location.root, keeper_options));
-        return keeper.make_proven_seal(provider.id, options.name);
-    }();
-    if (!seal) return std::move(seal).error();
-    auto tpm = TRY(make_new_tpm(config));
-    TRY(vmm::convert_home(location, *home, config, tpm.bytes(), std::move(*seal), vmm::HistoryKind::TpmAdded));
+    auto* keeper = TRY(opener.keeper());
+    auto seal = TRY(keeper->make_proven_seal(provider.id, options.name));
+    auto tpm = TRY(make_new_tpm(location.root, opener, provider.id, config));
+    TRY(vmm::convert_home(location, *home, config, tpm.bytes(), std::move(seal), vmm::HistoryKind::TpmAdded));
     print_line(fmt::format("VM '{}' has a new TPM, {}; its home is now encrypted under key provider '{}'", options.name,
                            vmm::to_string(config.tpm), provider.name));
     if (provider.keys_on_disk()) print_line(unprotected_provider_warning(provider.name));

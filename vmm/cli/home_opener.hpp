@@ -19,10 +19,10 @@ public:
     Result<crypto::BundleKey> unwrap(vmm::BundleHeader const& header);
     // As KeeperProcess::make_proven_seal().
     Result<vmm::HomeSeal> make_seal(Uuid const& provider, std::string const& label);
-
-private:
+    // The keeper itself, which lives as long as this object.
     Result<vmm::KeeperProcess*> keeper();
 
+private:
     vmm::HomeRoot m_root;
     vmm::KeeperOptions m_options;
     std::optional<vmm::KeeperProcess> m_keeper;

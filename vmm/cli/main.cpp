@@ -7,6 +7,7 @@
 
 #include "base/log.hpp"
 #include "crypto/secret.hpp"
+#include "vmm/cli/cmd_ca.hpp"
 #include "vmm/cli/context.hpp"
 #include "vmm/cli/exit_codes.hpp"
 #include "vmm/home/keeper_arguments.hpp"
@@ -35,6 +36,7 @@ int run(int argc, char** argv) {
                    "Where VMs and key providers are kept [$COFFER_HOME, or coffer in $XDG_DATA_HOME]")
         ->type_name("DIR");
     register_provider(app, context);
+    register_ca(app, context);
     register_create(app, context);
     register_list(app, context);
     register_run(app, context);

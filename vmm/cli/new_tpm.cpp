@@ -1,7 +1,8 @@
 #include "vmm/cli/new_tpm.hpp"
 
 #include "crypto/secret.hpp"
-#include "devices/tpm/tpm_manufacture.hpp"
+#include "vmm/ca/tpm_certificates.hpp"
+#include "vmm/cli/context.hpp"
 
 namespace coffer::cli {
 
@@ -9,11 +10,13 @@ TpmStateBytes::~TpmStateBytes() {
     crypto::wipe_bytes(m_bytes);
 }
 
-Result<TpmStateBytes> make_new_tpm(vmm::VmConfig const& config) {
+Result<TpmStateBytes> make_new_tpm(vmm::HomeRoot const& root, HomeOpener& opener, Uuid const& provider,
+                                   vmm::VmConfig const& config) {
     if (config.tpm == vmm::TpmKind::None) return TpmStateBytes();
-    auto made = devices::manufacture_tpm(config.pcr_banks);
-    if (!made) return std::move(made).error().with_context("cannot make a TPM");
-    return TpmStateBytes(std::move(*made));
+    auto* keeper = TRY(opener.keeper());
+    auto made = TRY(vmm::make_tpm(root, *keeper, provider, config.pcr_banks, config.uuid));
+    if (made.authority_made) print_line("made this host's certificate authority for TPMs ('coffer ca show')");
+    return TpmStateBytes(std::move(made.state));
 }
 
 vmm::TpmKind parse_tpm_kind(std::string_view text) noexcept {

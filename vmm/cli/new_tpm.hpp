@@ -5,6 +5,7 @@
 
 #include "base/bytes.hpp"
 #include "base/result.hpp"
+#include "vmm/cli/home_opener.hpp"
 #include "vmm/home/vm_config.hpp"
 
 namespace coffer::cli {
@@ -28,9 +29,11 @@ private:
     ByteVector m_bytes;
 };
 
-// The state of a TPM that was never started, with fresh seeds and the configuration's PCR banks; empty where the VM is
-// to have none.
-Result<TpmStateBytes> make_new_tpm(vmm::VmConfig const& config);
+// The state of a TPM that was never started, with fresh seeds, the configuration's PCR banks, and certificates of the
+// host's certificate authority, which is made under `provider` where there is none; empty where the VM is to have no
+// TPM.
+Result<TpmStateBytes> make_new_tpm(vmm::HomeRoot const& root, HomeOpener& opener, Uuid const& provider,
+                                   vmm::VmConfig const& config);
 
 // "crb", "tis" or "none", as the parser has checked it.
 vmm::TpmKind parse_tpm_kind(std::string_view text) noexcept;

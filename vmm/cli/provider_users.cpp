@@ -1,5 +1,7 @@
 #include "vmm/cli/provider_users.hpp"
 
+#include "vmm/ca/authority_store.hpp"
+
 namespace coffer::cli {
 
 Result<ProviderUsers> users_of_provider(vmm::HomeRoot const& root, Uuid const& provider) {
@@ -11,6 +13,8 @@ Result<ProviderUsers> users_of_provider(vmm::HomeRoot const& root, Uuid const& p
         else if (summary->encrypted && summary->provider == provider)
             users.known.push_back({name, summary->key_id});
     }
+    auto const authority = TRY(vmm::AuthorityStore(root).info());
+    if (authority && authority->provider == provider) users.authority_key = authority->key_id;
     return users;
 }
 

@@ -1,6 +1,7 @@
-// Which VMs of a root are under a key provider, and under which of its keys.
+// What of a root is under a key provider, and under which of its keys: VMs, and the certificate authority.
 #pragma once
 
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -16,6 +17,8 @@ struct ProviderUser {
 struct ProviderUsers {
     std::vector<ProviderUser> known;
     std::vector<std::string> unreadable; // VMs whose homes do not say what they are under
+    // The key that the host's certificate authority is under, where that is one of this provider's.
+    std::optional<std::string> authority_key;
 };
 
 // Looks at every home. None of it is authenticated: what is said of removal errs on the side of keeping.

@@ -295,7 +295,7 @@ TEST_F(Cli, LookingAtATpmChangesNothing) {
     };
     auto before = content();
     auto first = tpm("vm");
-    EXPECT_EQ(first["ek"].size(), 2U);
+    EXPECT_EQ(first["ek"].size(), 3U);
     EXPECT_EQ(first["ek"][0]["name"].get<std::string>().size(), 68U);
     EXPECT_EQ(first, tpm("vm"));
     ok({"tpm", "show", "vm"});
@@ -357,6 +357,9 @@ TEST_F(Cli, ProvidersAreChosenTestedAndRemoved) {
     std::ofstream(home("vm") / "keys", std::ios::app) << "more";
     refused(ExitCode::Busy, "vm", {"provider", "remove", "two", "--yes"});
     ok({"remove", "vm", "--yes"});
+    refused(ExitCode::Busy, "certificate authority", {"provider", "remove", "one", "--yes"});
+    EXPECT_EQ(nlohmann::json::parse(coffer({"provider", "show", "one", "--json"}).out)["authority"], true);
+    ok({"ca", "protect", "two", "--passphrase-fd", "0"}, "correct horse\n");
     refused(ExitCode::Usage, "--yes", {"provider", "remove", "one"});
     ok({"provider", "remove", "one", "--yes"});
     refused(ExitCode::NotFound, "'one'", {"provider", "show", "one"});
@@ -423,7 +426,8 @@ TEST_F(Cli, SecretsAreInNoFileAndNoOutput) {
             EXPECT_EQ(content.find(std::string(32, 'v')), std::string::npos) << entry.path();
             EXPECT_EQ(content.find("code.fd"), std::string::npos) << entry.path();
         }
-    EXPECT_EQ(files, 10U); // keys, config, nvram, tpm, lock; provider, kdk.1, lock; the host's record and reminder
+    // keys, config, nvram, tpm, lock; provider, kdk.1, lock; ca/authority, ca/lock; the host's record and reminder
+    EXPECT_EQ(files, 12U);
 }
 
 TEST(MemorySize, TakesUnitsAndNothingElse) {
