@@ -4,7 +4,7 @@
 build_packages=(
     g++ meson ninja-build pkg-config acpica-tools
     libboost-dev libcli11-dev libfmt-dev libgmock-dev libgtest-dev libseccomp-dev libssl-dev libtpms-dev libtss2-dev
-    libzydis-dev nlohmann-json3-dev ovmf
+    libzstd-dev libzydis-dev nlohmann-json3-dev ovmf
 )
 # What tests compare guests and the software CPU with, and what unpacks the kernel for that; a KMIP server, and
 # certificates for it; who uses a served TPM.

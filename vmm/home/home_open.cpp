@@ -5,6 +5,7 @@
 #include "vmm/home/encrypted_home.hpp"
 #include "vmm/home/home_build.hpp"
 #include "vmm/home/home_errors.hpp"
+#include "vmm/home/home_together.hpp"
 #include "vmm/home/plain_home.hpp"
 
 namespace coffer::vmm {
@@ -52,6 +53,7 @@ Result<std::unique_ptr<HomeSession>> open_home(HomeLocation const& location, Hom
     // A reader may come between two steps of a writer's commit, and then sees one file new and another old.
     for (int attempts = access == HomeAccess::ReadOnly ? 3 : 1;; --attempts) {
         auto home = open_once(location, access, open_key, rollback);
+        if (home && access == HomeAccess::Writer) TRY(finish_change(**home));
         if (home || home.error().code() != ErrorCode::Integrity || attempts == 1) return home;
     }
 }

@@ -1,0 +1,73 @@
+// Suspended machines and snapshots in a home.
+//
+// Everything of one point in time is one unit: configuration, UEFI variables, TPM, keys and content of disks, and, of a
+// machine that ran, memory and devices with the TPM's volatile state. It appears, is gone back to, and is deleted at
+// one moment, the commit of the home's file `snapshots` (for revert: of the home's journal); what a crash leaves of one
+// that did not get so far is removed by the next writer.
+//
+// Thread rule: one thread at a time.
+#pragma once
+
+#include <functional>
+#include <optional>
+#include <string>
+
+#include "vmm/home/home_session.hpp"
+#include "vmm/snapshot/machine_image.hpp"
+#include "vmm/snapshot/snapshot_index.hpp"
+
+namespace coffer::vmm {
+
+// A machine that stands still while it is written.
+struct MachineSource {
+    ByteVector state; // encode_machine_state()
+    std::vector<Bytes> memory;
+};
+
+class SnapshotStore {
+public:
+    // Reads the index. Of a writer's session, removes what a crash left.
+    static Result<SnapshotStore> open(HomeSession& home);
+
+    SnapshotIndex const& index() const noexcept { return m_index; }
+    bool suspended() const noexcept { return !m_index.suspended.image.empty(); }
+
+    // After success the VM goes on from here when it is next run. AlreadyExists where it is suspended.
+    Result<void> suspend(MachineSource const& machine, ImageOptions const& options);
+    // The image to go on from. NotFound where it is not suspended.
+    Result<std::unique_ptr<ImageReader>> open_suspended();
+    // After success the saved machine is spent: to be called before its guest runs, or where it is given up.
+    Result<void> end_suspension();
+
+    // `machine`: of a VM that runs; null: it is off. An empty tag is filled in. Busy where the VM is suspended,
+    // AlreadyExists where the tag is taken, NoSpace past k_max_snapshots, Unsupported where a disk is no regular file.
+    Result<SnapshotRecord> take(std::string tag, std::string description, MachineSource const* machine,
+                                ImageOptions const& options);
+    // With the VM off. Afterwards it is as it was when the snapshot was taken, and suspended where it ran then. Checks
+    // that all parts of the snapshot are there and authentic, but for the content of memory, before anything is
+    // changed.
+    Result<SnapshotRecord> revert(std::string_view tag, ImageOptions const& options);
+    // Its children become those of its parent. Busy where the VM is to go on from it.
+    Result<void> remove(std::string_view tag);
+
+    // Whether `revert(tag)` could be done, as far as can be told without doing it; for sessions of any kind.
+    Result<void> check(std::string_view tag);
+
+private:
+    explicit SnapshotStore(HomeSession& home) : m_home(home) {}
+    Result<void> write_index(SnapshotIndex index);
+    Result<void> clean_up();
+    Result<void> write_image(std::string const& name, MachineSource const& machine, ImageOptions const& options);
+    Result<SnapshotRecord const*> find(std::string_view tag) const;
+    Result<void> copy_disks(SnapshotRecord& record, ImageOptions const& options);
+    void remove_files(SnapshotRecord const& record);
+
+    HomeSession& m_home;
+    SnapshotIndex m_index;
+};
+
+// For HomeSession::rekey_deep(): the same image under other keys.
+Result<ImageRoot> rewrite_machine_image(OpenedImage const& from, ImageWriting const& to,
+                                        std::function<void(uint64_t)> const& advance);
+
+} // namespace coffer::vmm
