@@ -159,7 +159,9 @@ Result<int> backup(Context const& context, BackupArguments const& arguments) {
     report(arguments.name, file, arguments.disks);
     if (!arguments.disks && !disks.empty())
         print_line("note: the content of its disks is not in it; --disks puts it there");
-    if (!home->further_files().empty()) print_line("note: its snapshots are not in it");
+    if (!home->further_files().empty())
+        print_line("note: its snapshots and a suspended state are not in it: what is restored starts as after a power "
+                   "failure");
     return to_int(ExitCode::Ok);
 }
 

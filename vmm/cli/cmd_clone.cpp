@@ -36,6 +36,11 @@ Result<OpenedSource> open_source(vmm::HomeLocation const& location, HomeOpener& 
     source.home = TRY(opener.open(location, vmm::HomeAccess::Writer));
     source.content = TRY(read_source(*source.home));
     if (auto header = source.home->header()) source.content.provider = header->provider;
+    if (!source.home->further_files().empty())
+        print_line(
+            fmt::format("note: snapshots and a suspended state of '{}' are not copied: the new VM starts as after "
+                        "a power failure",
+                        location.name));
     source.content.open_disk =
         [home = source.home.get()](vmm::DiskConfig const& disk,
                                    std::filesystem::path const&) -> Result<std::unique_ptr<vmm::EncryptedDisk>> {

@@ -109,6 +109,7 @@ Result<BackupContent> BackupFile::unlock(BundleOpener const& open_key) {
         }
     }
     content.history = merge_history(std::move(history), bundle.manifest.events);
+    if (!m_header.find(file_name(HomeFile::Nvram))) return damaged_backup(m_path, "it has no UEFI variables");
     auto decoded = decode_vm_config(config);
     if (!decoded || decoded->uuid != m_header.vm || decoded->name != m_header.name)
         return damaged_backup(m_path, "it has no proper configuration of the VM");

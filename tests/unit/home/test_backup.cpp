@@ -314,6 +314,42 @@ TEST_F(BackupTest, StoppedAnywhereInBackingUp) {
     RecordProperty("stop_points", static_cast<int>(stops));
 }
 
+class BackupOnFailingDisk : public BackupTest, public testing::WithParamInterface<Fault> {};
+
+// An error, or done; the home is as it was, and what says that it is a backup is one.
+TEST_P(BackupOnFailingDisk, IsAnErrorOrDone) {
+    unsigned errors = 0;
+    for (unsigned at = 0; at < k_most_writes; ++at) {
+        rewind();
+        std::filesystem::remove(m_file);
+        auto run = run_traced([&] { return write(m_file, true) ? 0 : 1; }, {{at, GetParam()}});
+        ASSERT_FALSE(run.killed);
+        errors += run.exit_code != 0 ? 1 : 0;
+        // After an error the file may be whole all the same, where the last sync failed; nobody gives it its name then.
+        if (run.exit_code == 0) {
+            EXPECT_TRUE(read_all(m_file)) << at;
+        }
+        EXPECT_TRUE(m_host.open("vm"));
+        if (at >= run.writes) break;
+    }
+    EXPECT_GE(errors, 8U);
+    errors = 0;
+    std::filesystem::remove(m_file);
+    ASSERT_TRUE(write(m_file, false));
+    for (unsigned at = 0; at < k_most_writes; ++at) {
+        rewind();
+        std::filesystem::remove_all(m_host.location("vm").folder());
+        auto run = run_traced([&] { return restore(m_file) ? 0 : 1; }, {{at, GetParam()}});
+        ASSERT_FALSE(run.killed);
+        errors += run.exit_code != 0 ? 1 : 0;
+        auto home = m_host.open("vm");
+        EXPECT_TRUE(home || (run.exit_code != 0 && home.error().code() == ErrorCode::NotFound)) << at;
+        if (at >= run.writes) break;
+    }
+    EXPECT_GE(errors, 15U);
+}
+INSTANTIATE_TEST_SUITE_P(Faults, BackupOnFailingDisk, testing::Values(Fault::Eio, Fault::Enospc));
+
 class DiskCopyTest : public BackupTest {};
 
 TEST_F(DiskCopyTest, CopiesAreGoneUnlessTheyAreKept) {
