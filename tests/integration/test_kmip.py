@@ -259,6 +259,59 @@ class Kmip(KmipTest):
         self.assertNotIn("no passphrase", out)
 
 
+class Change(KmipTest):
+    """Homes that go from one provider to another. Their firmware is none: the VM runs, and its guest does nothing."""
+
+    def setUp(self):
+        super().setUp()
+        self.other = self.new_server("server-2")
+        self.add("kms")
+        self.add("another kms", servers=[self.other])
+        self.add("wrapping kms", "--wrap-at-server")
+        self.add_provider("local")
+
+    def wait_until_running(self, name):
+        deadline = time.monotonic() + START_LIMIT
+        while self.state(name)["state"] != "running":
+            self.assertLess(time.monotonic(), deadline, "the VM does not start")
+            time.sleep(0.2)
+
+    def move(self, state):
+        for provider in ("kms", "another kms", "wrapping kms", "local", "kms", "local"):
+            self.ok("rekey", "vm", "--provider", provider)
+            shown = self.state("vm")
+            self.assertEqual((shown["provider"]["name"], shown["state"]), (provider, state))
+
+    def test_from_native_to_servers_and_back_while_off(self):
+        self.create_under("vm", "local")
+        self.move("off")
+        self.server.kill()
+        self.other.kill()
+        self.assertEqual(self.state("vm")["state"], "off")
+
+    def test_from_native_to_servers_and_back_while_running(self):
+        self.create_under("vm", "local")
+        running = self.host.start("run", "vm", "--accel", "soft", "--timeout", START_LIMIT * 10)
+        self.addCleanup(running.wait)
+        self.addCleanup(running.kill)
+        self.wait_until_running("vm")
+        self.move("running")
+        self.ok("rekey", "vm", "--provider", "another kms")
+        self.server.kill()
+        self.other.kill()
+        self.assertEqual(self.state("vm")["state"], "running")
+        why = self.refused(77, "rekey", "vm", "--provider", "kms")
+        self.assertIn(self.server.endpoint, why)
+        self.assertIsNone(running.poll(), "it runs without its server")
+        self.ok("stop", "vm", "--force")
+        running.wait()
+        shown = self.state("vm")
+        self.assertEqual(shown["state"], "locked")
+        self.assertIn(self.other.endpoint, shown["reason"])
+        self.other.start()
+        self.assertEqual(self.state("vm")["state"], "off")
+
+
 class Cutter:
     """Stands before a server, and kills it when a client has sent its n-th request, before there is an answer."""
 
