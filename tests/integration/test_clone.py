@@ -1,5 +1,6 @@
 """Copies of VMs, templates, and TPMs that come and go: who can open what the guest sealed."""
 
+import re
 import shutil
 import unittest
 
@@ -77,6 +78,17 @@ class Clone(Sealing):
         # The copy goes on when the source is gone.
         self.ok("remove", "src", "--yes")
         self.expect_unseals("same", sealed)
+
+    def test_new_tpm_has_certificates_of_its_own(self):
+        self.add_provider()
+        self.create("src", "--provider", "local")
+        self.ok("clone", "src", "same", "--tpm", "copy")
+        self.ok("clone", "src", "other", "--tpm", "replace")
+        serials = {name: re.findall(r"serial\s+([0-9A-Fa-f]+)", self.ok("tpm", "cert", "show", name))
+                   for name in ("src", "same", "other")}
+        self.assertGreaterEqual(len(serials["src"]), 3)
+        self.assertEqual(serials["src"], serials["same"])
+        self.assertFalse(set(serials["src"]) & set(serials["other"]))
 
     def test_disks_are_copied(self):
         self.add_provider()
