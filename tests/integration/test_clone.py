@@ -84,8 +84,11 @@ class Clone(Sealing):
         self.create("src", "--provider", "local")
         self.ok("clone", "src", "same", "--tpm", "copy")
         self.ok("clone", "src", "other", "--tpm", "replace")
-        serials = {name: re.findall(r"serial\s+([0-9A-Fa-f]+)", self.ok("tpm", "cert", "show", name))
-                   for name in ("src", "same", "other")}
+        shown = {name: self.host.coffer("tpm", "cert", "show", name) for name in ("src", "same", "other")}
+        # The platform certificate of a copied TPM is about the VM that was copied.
+        self.assertEqual([shown[name].returncode for name in ("src", "same", "other")], [0, 1, 0])
+        self.assertIn("another VM", shown["same"].stdout)
+        serials = {name: re.findall(r"serial\s+([0-9A-Fa-f]+)", done.stdout) for name, done in shown.items()}
         self.assertGreaterEqual(len(serials["src"]), 3)
         self.assertEqual(serials["src"], serials["same"])
         self.assertFalse(set(serials["src"]) & set(serials["other"]))
