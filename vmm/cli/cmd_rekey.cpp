@@ -12,6 +12,7 @@
 #include "vmm/home/home_admin.hpp"
 #include "vmm/home/home_open.hpp"
 #include "vmm/home/keeper_client.hpp"
+#include "vmm/snapshot/snapshot_store.hpp"
 
 namespace coffer::cli {
 
@@ -111,7 +112,7 @@ private:
             return change;
         }
         ProgressLine line(fmt::format("rekeying '{}'", m_location.name));
-        TRY(home->rekey_deep(std::move(seal), nullptr,
+        TRY(home->rekey_deep(std::move(seal), vmm::rewrite_machine_image,
                              [&line](uint64_t done, uint64_t total) { line.show(done, total); }));
         return change;
     }

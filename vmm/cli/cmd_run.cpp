@@ -27,6 +27,7 @@ struct RunArguments {
     bool lock_memory = false;
     bool accept_rollback = false;
     int passphrase_fd = -1;
+    vmm::SavedRun::Options saved;
 };
 
 Result<vmm::RunOptions> run_options(RunArguments const& arguments) {
@@ -47,6 +48,9 @@ Result<vmm::RunOptions> run_options(RunArguments const& arguments) {
         return make_error(ErrorCode::InvalidArgument,
                           "--exec and --serial - both want standard output; give --serial a file");
     options.verbose = arguments.verbose;
+    options.saved = arguments.saved;
+    // Locked memory is all there from the start, so that no page can be waited for.
+    options.saved.eager = options.saved.eager || arguments.lock_memory;
     return options;
 }
 
@@ -60,6 +64,9 @@ int exit_code(vmm::RunOutcome const& outcome, std::string_view name) {
         return to_int(ExitCode::Timeout);
     case vmm::RunEnd::Interrupted: return k_killed_by_signal + outcome.code;
     case vmm::RunEnd::CommandEnded: return outcome.code;
+    case vmm::RunEnd::Suspended:
+        log::info("VM '{}' is suspended; 'coffer resume {}' goes on", name, name);
+        return to_int(outcome.code == 0 ? ExitCode::Ok : ExitCode::Busy);
     }
     return to_int(ExitCode::Internal);
 }
@@ -106,33 +113,59 @@ Result<int> run(Context const& context, RunArguments const& arguments) {
 
 } // namespace
 
-void register_run(CLI::App& app, Context& context) {
-    auto* verb = app.add_subcommand("run", "Run a VM until it powers off");
-    auto arguments = std::make_shared<RunArguments>();
-    verb->add_option("NAME", arguments->name, "The VM")->required();
-    verb->add_option("--accel", arguments->accelerator, "CPU backend; auto measures whether KVM runs ring 0 natively")
+namespace {
+
+// What run and resume share.
+void add_common_options(CLI::App& verb, RunArguments& arguments) {
+    verb.add_option("NAME", arguments.name, "The VM")->required();
+    verb.add_option("--accel", arguments.accelerator, "CPU backend; auto measures whether KVM runs ring 0 natively")
         ->check(CLI::IsMember({"auto", "kvm", "soft"}))
         ->capture_default_str();
-    verb->add_option("--kernel", arguments->kernel, "A Linux kernel (bzImage) that the firmware starts and measures");
-    verb->add_option("--initrd", arguments->initrd, "Its initial RAM disk");
-    verb->add_option("--cmdline", arguments->cmdline, "Its command line");
+    verb.add_option("--kernel", arguments.kernel, "A Linux kernel (bzImage) that the firmware starts and measures");
+    verb.add_option("--initrd", arguments.initrd, "Its initial RAM disk");
+    verb.add_option("--cmdline", arguments.cmdline, "Its command line");
+    verb.add_option("--timeout", arguments.timeout, "Stop the VM after so many SECONDS, with exit code 124")
+        ->check(CLI::PositiveNumber);
+    verb.add_option("--serial", arguments.serial, "Write the serial console to FILE, or to standard output for -");
+    verb.add_flag("--verbose", arguments.verbose, "Say which backend runs and why, and print counters at the end");
+    verb.add_flag("--eager", arguments.saved.eager,
+                  "Of a suspended VM, load and check all memory before the guest goes on, rather than while it runs");
+    verb.add_flag("--lock-memory", arguments.lock_memory,
+                  "Keep the guest's memory and all else of this process from being swapped out");
+    add_passphrase_option(verb, arguments.passphrase_fd);
+    verb.footer("The terminal is the guest's serial console: Ctrl-A x ends the VM, Ctrl-A h helps.");
+}
+
+void set_action(CLI::App& verb, Context& context, std::shared_ptr<RunArguments> const& arguments) {
+    verb.callback(
+        [&context, arguments] { context.action = [&context, arguments] { return run(context, *arguments); }; });
+}
+
+} // namespace
+
+void register_run(CLI::App& app, Context& context) {
+    auto* verb = app.add_subcommand("run", "Run a VM until it powers off; one that is suspended goes on");
+    auto arguments = std::make_shared<RunArguments>();
+    add_common_options(*verb, *arguments);
     verb->add_option("--exec", arguments->command,
                      "Have the guest's agent run COMMAND, with its output on standard output, then power off; the exit "
                      "code is the command's");
-    verb->add_option("--timeout", arguments->timeout, "Stop the VM after so many SECONDS, with exit code 124")
-        ->check(CLI::PositiveNumber);
-    verb->add_option("--serial", arguments->serial, "Write the serial console to FILE, or to standard output for -");
     verb->add_flag(
         "--accept-rollback", arguments->accept_rollback,
         "Run a home that was put back from an old copy, which is refused otherwise: the old copy becomes the "
         "newest, and the home's history says so");
-    verb->add_flag("--verbose", arguments->verbose, "Say which backend runs and why, and print counters at the end");
-    verb->add_flag("--lock-memory", arguments->lock_memory,
-                   "Keep the guest's memory and all else of this process from being swapped out");
-    add_passphrase_option(*verb, arguments->passphrase_fd);
-    verb->footer("The terminal is the guest's serial console: Ctrl-A x ends the VM, Ctrl-A h helps.");
-    verb->callback(
-        [&context, arguments] { context.action = [&context, arguments] { return run(context, *arguments); }; });
+    verb->add_flag_callback(
+        "--discard-suspended", [arguments] { arguments->saved.policy = vmm::SuspendedPolicy::Discard; },
+        "Drop the suspended machine, and power the VM on");
+    set_action(*verb, context, arguments);
+}
+
+void register_resume(CLI::App& app, Context& context) {
+    auto* verb = app.add_subcommand("resume", "Go on with a suspended VM, until it powers off");
+    auto arguments = std::make_shared<RunArguments>();
+    arguments->saved.policy = vmm::SuspendedPolicy::Require;
+    add_common_options(*verb, *arguments);
+    set_action(*verb, context, arguments);
 }
 
 } // namespace coffer::cli

@@ -42,6 +42,9 @@ int run(int argc, char** argv) {
     register_run(app, context);
     register_show(app, context);
     register_stop(app, context);
+    register_suspend(app, context);
+    register_resume(app, context);
+    register_snapshot(app, context);
     register_remove(app, context);
     register_rekey(app, context);
     register_unlock(app, context);

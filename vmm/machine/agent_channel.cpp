@@ -68,6 +68,27 @@ Result<void> AgentChannel::shutdown() {
     return {};
 }
 
+AgentChannelState AgentChannel::save() const {
+    return {m_in, m_out, m_open, m_broken, m_ready, m_shutdown_sent, m_command, m_next_command};
+}
+
+Result<void> AgentChannel::restore(AgentChannelState state) {
+    constexpr size_t k_most = agent::k_header_size + agent::k_max_payload;
+    if (state.in.size() > k_most || state.out.size() > 2 * k_most || (state.command != 0 && !state.ready) ||
+        state.next_command == 0 ||
+        (state.in.size() >= agent::k_header_size && load_le<uint32_t>(state.in) > agent::k_max_payload))
+        return make_error(ErrorCode::Corrupt, "the saved conversation with the guest's agent is malformed");
+    m_in = std::move(state.in);
+    m_out = std::move(state.out);
+    m_open = state.open;
+    m_broken = state.broken;
+    m_ready = state.ready;
+    m_shutdown_sent = state.shutdown_sent;
+    m_command = state.command;
+    m_next_command = state.next_command;
+    return {};
+}
+
 // Bytes come in any pieces. Frames that are whole are handled in place; what is left of one is kept.
 void AgentChannel::write(Bytes from_guest) noexcept {
     while (!from_guest.empty() && m_open && !m_broken) {

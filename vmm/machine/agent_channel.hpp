@@ -17,6 +17,30 @@ namespace coffer::vmm {
 
 enum class AgentStream : uint8_t { Output, Error };
 
+// Saved in the middle of a conversation. Tags are never reused.
+struct AgentChannelState {
+    ByteVector in;
+    ByteVector out;
+    bool open = false;
+    bool broken = false;
+    bool ready = false;
+    bool shutdown_sent = false;
+    uint32_t command = 0;
+    uint32_t next_command = 1;
+
+    template <class V>
+    void fields(V& v) {
+        v.required(1, in);
+        v.required(2, out);
+        v.required(3, open);
+        v.required(4, broken);
+        v.required(5, ready);
+        v.required(6, shutdown_sent);
+        v.required(7, command);
+        v.required(8, next_command);
+    }
+};
+
 class AgentChannel final : public devices::ByteSink {
 public:
     struct Callbacks {
@@ -46,6 +70,10 @@ public:
     Result<void> exec(std::string_view command);
     // Asks the agent to power the guest off; nothing comes back. Busy where no agent has said Hello.
     Result<void> shutdown();
+
+    AgentChannelState save() const;
+    // When the port has been restored. Corrupt where no conversation is ever so.
+    Result<void> restore(AgentChannelState state);
 
 private:
     void handle(agent::FrameType type, Bytes payload);

@@ -26,6 +26,12 @@ void AgentSession::attach(IoLoop& loop, Platform& platform, Callbacks callbacks)
     });
 }
 
+Result<void> AgentSession::restore(AgentSessionState const& state) {
+    TRY(m_channel.restore(state.channel));
+    m_started = state.started;
+    return {};
+}
+
 void AgentSession::on_hello() {
     // An agent that comes back after the command began is one of a guest that was reset under it: on_failure told.
     if (m_started) return;

@@ -14,6 +14,20 @@
 
 namespace coffer::vmm {
 
+// A command under way when the machine was saved. Tags are never reused.
+struct AgentSessionState {
+    std::string command;
+    bool started = false;
+    AgentChannelState channel;
+
+    template <class V>
+    void fields(V& v) {
+        v.required(1, command);
+        v.required(2, started);
+        v.required(3, channel);
+    }
+};
+
 class AgentSession {
 public:
     // How long a guest may take to power off once its command has ended.
@@ -35,6 +49,11 @@ public:
     void port_writable() { m_channel.pump(); }
     // Before the machine starts.
     void attach(IoLoop& loop, Platform& platform, Callbacks callbacks);
+
+    // Of a command that has not ended.
+    AgentSessionState save() const { return {m_command, m_started, m_channel.save()}; }
+    // After attach(), and after the machine was restored. The session was made with the saved command.
+    Result<void> restore(AgentSessionState const& state);
 
 private:
     void on_hello();

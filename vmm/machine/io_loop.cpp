@@ -50,6 +50,19 @@ Result<void> add_to_epoll(int epoll, int fd) {
     return {};
 }
 
+// The device lock, when time does not stand still: what the loop would do to devices and RAM while a machine is saved
+// would be in one part of it and not in another.
+std::unique_lock<std::mutex> lock_when_time_goes_on(std::mutex& mutex, std::atomic<Nanoseconds> const& frozen_at,
+                                                    Nanoseconds not_frozen) {
+    for (;;) {
+        std::unique_lock lock(mutex);
+        Nanoseconds frozen = frozen_at.load();
+        if (frozen == not_frozen) return lock;
+        lock.unlock();
+        frozen_at.wait(frozen);
+    }
+}
+
 void drain(int fd) noexcept {
     uint64_t count = 0;
     // Non-blocking; an empty counter is fine.
@@ -85,6 +98,8 @@ void IoLoop::start() {
 void IoLoop::stop() noexcept {
     if (!m_thread.joinable()) return;
     m_stopping = true;
+    m_frozen_at.store(k_not_frozen);
+    m_frozen_at.notify_all();
     uint64_t one = 1;
     [[maybe_unused]] auto written = ::write(m_wake.get(), &one, sizeof one);
     m_thread.join();
@@ -103,6 +118,7 @@ void IoLoop::thaw(Nanoseconds step) noexcept {
     std::lock_guard lock(m_mutex);
     m_origin.store(m_origin.load() - step);
     m_frozen_at.store(k_not_frozen);
+    m_frozen_at.notify_all();
     if (!m_armed.empty()) set_timer_fd(m_armed.begin()->first);
 }
 
@@ -155,7 +171,7 @@ void IoLoop::run() noexcept {
                 drain(fd);
                 run_tasks();
             } else {
-                std::lock_guard device_lock(m_device_lock);
+                auto device_lock = lock_when_time_goes_on(m_device_lock, m_frozen_at, k_not_frozen);
                 std::shared_ptr<std::function<void()>> callback;
                 {
                     std::lock_guard lock(m_mutex);
@@ -168,12 +184,12 @@ void IoLoop::run() noexcept {
 }
 
 void IoLoop::fire_timers() noexcept {
-    std::lock_guard device_lock(m_device_lock);
+    auto device_lock = lock_when_time_goes_on(m_device_lock, m_frozen_at, k_not_frozen);
     for (;;) {
         LoopTimer* due = nullptr;
         {
             std::lock_guard lock(m_mutex);
-            if (m_armed.empty() || m_frozen_at.load() != k_not_frozen) return;
+            if (m_armed.empty()) return;
             auto [deadline, timer] = *m_armed.begin();
             if (deadline > now()) {
                 set_timer_fd(deadline);
@@ -194,7 +210,7 @@ void IoLoop::run_tasks() noexcept {
         std::lock_guard lock(m_mutex);
         tasks.swap(m_tasks);
     }
-    std::lock_guard device_lock(m_device_lock);
+    auto device_lock = lock_when_time_goes_on(m_device_lock, m_frozen_at, k_not_frozen);
     for (auto& task : tasks) task();
 }
 

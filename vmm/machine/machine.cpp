@@ -96,6 +96,7 @@ Result<void> Machine::carry_out_reset() {
     log::debug("reset {}", m_resets);
     TRY(m_platform->flush());
     if (m_platform->memory_overwrite_requested()) {
+        if (m_before_wipe) m_before_wipe();
         m_ram->wipe();
         m_platform->memory_was_overwritten();
     }

@@ -62,6 +62,9 @@ public:
     // go forward by the time that the machine was away. After an error the machine is not to be started.
     Result<void> restore_state(MachineState const& state);
 
+    // `action` is called before RAM is wiped at a reset, with the vCPUs stopped: who still fills RAM is to be done first.
+    void before_wipe(std::function<void()> action) { m_before_wipe = std::move(action); }
+
     // After wait(): everything the guest was told is stored, is stored.
     Result<void> close();
 
@@ -96,6 +99,7 @@ private:
     std::vector<std::function<void()>> m_tasks;
     std::optional<Error> m_failure;
     uint32_t m_resets = 0;
+    std::function<void()> m_before_wipe;
 
     // Owner's thread: clocks as of when time stopped for a task.
     struct Pause {

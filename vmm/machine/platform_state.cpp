@@ -34,6 +34,7 @@ SavedPlatform Platform::describe_for_saving() const {
 Result<void> Platform::drain() {
     std::lock_guard lock(m_parts.loop.device_lock());
     for (auto& disk : m_pci->disks) disk->drain();
+    for (auto* disk : m_config.disks) TRY(disk->flush());
     // The front ends' save() waits for the running command; what it says is not wanted yet.
     if (m_tpm && m_tpm->crb) TRY(m_tpm->crb->save());
     if (m_tpm && m_tpm->tis) TRY(m_tpm->tis->save());
@@ -49,6 +50,8 @@ Result<void> Platform::save(MachineState& state) {
     state.units.clear();
     for (auto* device : m_devices) state.units.push_back(TRY(save_unit(*device)));
     if (!m_tpm) return {};
+    // So that the home has the same.
+    TRY(m_tpm->backend->make_durable());
     state.tpm_permanent = TRY(m_tpm->backend->permanent_state());
     state.tpm_volatile = TRY(m_tpm->backend->volatile_state());
     return {};

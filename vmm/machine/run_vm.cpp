@@ -6,6 +6,7 @@
 
 #include "base/file.hpp"
 #include "base/log.hpp"
+#include "base/tagged.hpp"
 #include "vmm/control/backup.hpp"
 #include "vmm/control/rekey.hpp"
 #include "vmm/control/server.hpp"
@@ -24,6 +25,7 @@ namespace coffer::vmm {
 
 namespace {
 
+constexpr int k_exit_integrity = 65; // ExitCode::Integrity of the command line
 constexpr size_t k_max_firmware = size_t{16} << 20;
 
 // A guest console that nobody looks at.
@@ -49,6 +51,10 @@ private:
     Result<void> open_serial(PlatformConfig& config);
     Result<void> start_watching();
     Result<void> make_control();
+    Result<void> open_saved();
+    Result<void> restore_saved();
+    void serve_saved();
+    [[noreturn]] void memory_lost(Error const& error) noexcept;
     control::StatusAnswer status();
     void ask_to_stop(bool force);
     bool console_is_standard_streams() const {
@@ -66,7 +72,9 @@ private:
     std::unique_ptr<devices::ByteSink> m_serial_output;
     std::unique_ptr<AgentSession> m_agent;
     std::optional<HomeDisks> m_disks;
+    std::optional<AgentSessionState> m_saved_agent;
     std::unique_ptr<Machine> m_machine;
+    std::unique_ptr<SavedRun> m_saved; // may be filling the machine's memory: ends before it
     std::unique_ptr<RawTerminal> m_terminal;
     std::unique_ptr<SerialInput> m_input;
     std::unique_ptr<devices::Timer> m_timeout;
@@ -85,6 +93,52 @@ Result<std::unique_ptr<Partition>> Runner::make_partition() {
     PartitionConfig config{.vcpus = m_home.config().cpus};
     if (choice.kind == AcceleratorKind::Kvm) return create_kvm_partition(config);
     return create_soft_partition(config);
+}
+
+Result<void> Runner::open_saved() {
+    m_saved = TRY(SavedRun::open(m_home, m_options.saved));
+    auto const* state = m_saved->state();
+    if (!state) return {};
+    if (m_options.command)
+        return make_error(ErrorCode::InvalidArgument,
+                          "the VM is suspended, and --exec is for one that is powered on: resume it without, or drop "
+                          "the suspended machine with --discard-suspended");
+    if (!state->agent_session.empty()) {
+        AgentSessionState agent;
+        TRY(decode_fields(state->agent_session, agent));
+        m_options.command = agent.command;
+        m_saved_agent = std::move(agent);
+    }
+    // A machine goes on where it ran.
+    if (m_options.accelerator == AcceleratorPreference::Auto)
+        m_options.accelerator = state->backend == "kvm" ? AcceleratorPreference::Kvm : AcceleratorPreference::Soft;
+    return {};
+}
+
+Result<void> Runner::restore_saved() {
+    TRY(m_saved->restore(*m_machine, [this](Error const& error) { memory_lost(error); }));
+    return {};
+}
+
+// A vCPU or device waits for the page inside of the host's kernel, and nothing but the end of the process ends that.
+// The home is as after a power cut, which it bears.
+void Runner::memory_lost(Error const& error) noexcept {
+    RawTerminal::restore_now();
+    log::error("the VM was stopped: {}", error.message());
+    ::_exit(k_exit_integrity);
+}
+
+void Runner::serve_saved() {
+    m_saved->serve(*m_control, *m_machine,
+                   {.may_suspend = [this]() -> Result<void> {
+                        if (m_asked_end) return make_error(ErrorCode::Busy, "the VM is about to end");
+                        return {};
+                    },
+                    .save_agent = [this]() -> ByteVector {
+                        if (!m_agent) return {};
+                        return encode_fields(m_agent->save());
+                    },
+                    .suspended = [this] { end_with(RunEnd::Suspended, m_options.command ? 1 : 0); }});
 }
 
 Result<void> Runner::open_serial(PlatformConfig& config) {
@@ -123,6 +177,7 @@ Result<PlatformConfig> Runner::make_config() {
     }
     m_disks = TRY(HomeDisks::open(m_home));
     config.disks = m_disks->backends();
+    TRY(m_saved->configure(config));
     TRY(open_serial(config));
     if (m_options.command) {
         auto output = std::make_unique<OutputThread>(TRY(duplicate(STDOUT_FILENO)), "standard output");
@@ -233,13 +288,18 @@ Result<RunOutcome> Runner::outcome(MachineEnd end) {
 
 Result<RunOutcome> Runner::run() {
     m_signals = TRY(StopSignals::create());
+    TRY(open_saved());
     if (console_is_standard_streams() && !m_options.serial) m_terminal = TRY(RawTerminal::enter(STDIN_FILENO));
     auto partition = TRY(make_partition());
     auto config = TRY(make_config());
     m_machine = TRY(Machine::create(std::move(config), std::move(partition)));
+    TRY(restore_saved()); // steps the clock that timeouts are measured by
     TRY(start_watching());
+    if (m_saved_agent) TRY(m_agent->restore(*m_saved_agent));
     TRY(make_control());
+    serve_saved();
     TRY(enter_sandbox());
+    TRY(m_saved->begin());
     m_powered_on = monotonic_now();
     m_machine->start();
     m_control->start();

@@ -11,6 +11,7 @@
 #include "vmm/accel/choose.hpp"
 #include "vmm/home/home_session.hpp"
 #include "vmm/machine/direct_kernel.hpp"
+#include "vmm/machine/saved_run.hpp"
 
 namespace coffer::vmm {
 
@@ -21,6 +22,7 @@ struct RunOptions {
     std::optional<Nanoseconds> timeout;
     std::optional<std::filesystem::path> serial; // a file, or "-" for standard output; else the terminal
     bool verbose = false;
+    SavedRun::Options saved; // what is done where the VM is suspended
 };
 
 enum class RunEnd : uint8_t {
@@ -28,6 +30,7 @@ enum class RunEnd : uint8_t {
     Quit,     // Ctrl-A x
     TimedOut,
     Interrupted,  // by a signal: `code` is its number
+    Suspended,    // by `coffer suspend`; `code` is 1 where a command has not ended
     CommandEnded, // `code` is the command's exit code, 128 + n where signal n killed it
 };
 

@@ -42,6 +42,8 @@ public:
 
     // What to map into the partition. The legacy video hole below 1 MiB is left out.
     std::vector<MemoryRegion> regions() const;
+    // All of it, below and above 4 GiB (the latter may be empty), the part behind the video hole included: what is saved.
+    std::vector<MutBytes> parts() const { return {m_low.bytes(), m_high.bytes()}; }
     // Called after every device write, on the writing thread; set before the guest runs.
     void on_write(std::function<void(GuestPhysAddr, size_t)> callback) { m_on_write = std::move(callback); }
     // All zeroes, as after a memory overwrite request. With the vCPUs stopped.

@@ -1,0 +1,152 @@
+"""A guest is suspended and goes on; snapshots bring disks, memory and TPM back together."""
+
+import re
+import subprocess
+import time
+import unittest
+
+from harness import BOOT_LIMIT, CMDLINE, IMAGES, HostTest
+
+# Counts, extends a PCR with every count, and tells both.
+STEPS = 12
+LOOP = (f"n=0; while [ $n -lt {STEPS} ]; do n=$((n+1)); tpm2_pcrextend 16:sha256=$(printf %064x $n); "
+        "echo step $n $(tpm2_pcrread sha256:16 | tail -1 | tr -d ' ') $(date +%s); sleep 0.3; done")
+
+
+def expected_pcrs(count):
+    """The values that PCR 16 takes when 1, 2, ... are extended into it."""
+    import hashlib
+    value, values = b"\0" * 32, []
+    for n in range(1, count + 1):
+        value = hashlib.sha256(value + n.to_bytes(32, "big")).digest()
+        values.append(value.hex())
+    return values
+
+
+class Suspended(HostTest):
+    def setUp(self):
+        super().setUp()
+        self.add_provider()
+        self.create("vm")
+
+    def start_guest(self, command, *options):
+        """A running VM whose guest carries out `command`, and the file that takes its output."""
+        output = self.host.folder / "output"
+        with open(output, "wb") as file:
+            process = self.host.start("run", "vm", "--accel", "soft", "--kernel", IMAGES / "vmlinuz", "--initrd",
+                                      IMAGES / "initrd.img", "--cmdline", CMDLINE, "--exec", command, *options,
+                                      stdout=file, stderr=subprocess.PIPE, text=True)
+        self.addCleanup(lambda: process.poll() is None and process.kill())
+        return process, output
+
+    def wait_for(self, output, pattern, process, limit=BOOT_LIMIT):
+        deadline = time.monotonic() + limit
+        while not re.search(pattern, output.read_text(errors="replace")):
+            self.assertIsNone(process.poll(), process.stderr.read() if process.poll() is not None else "")
+            self.assertLess(time.monotonic(), deadline, output.read_text(errors="replace")[-3000:])
+            time.sleep(0.1)
+
+    def steps(self, text):
+        return [(int(n), pcr.split("0x")[-1].lower(), int(when))
+                for n, pcr, when in re.findall(r"^step (\d+) (\S+) (\d+)$", text, re.M)]
+
+    def check_steps(self, text, first, last):
+        steps = self.steps(text)
+        self.assertEqual([n for n, _, _ in steps], list(range(first, last + 1)), text)
+        pcrs = expected_pcrs(last)
+        for n, pcr, _ in steps:
+            self.assertEqual(pcr, pcrs[n - 1], f"PCR 16 after step {n}")
+
+    def test_goes_on_without_a_lost_or_repeated_step(self):
+        process, output = self.start_guest(LOOP)
+        self.wait_for(output, r"step 3 ", process)
+        self.ok("suspend", "vm", limit=BOOT_LIMIT)
+        self.assertEqual(process.wait(60), 75, "suspended before the command ended")
+        before = output.read_text()
+        last = self.steps(before)[-1][0]
+        self.check_steps(before, 1, last)
+        self.assertLess(last, STEPS)
+        self.assertTrue((self.host.home("vm") / "snapshot-suspended").exists())
+        self.assertTrue(self.host.json("snapshot", "list", "vm")["suspended"])
+        # A verb that would power it on says so.
+        self.assertIn("suspended", self.refused(2, "run", "vm", "--exec", "true"))
+        time.sleep(5)
+        resumed_at = time.time()
+        done = self.host.coffer("resume", "vm", "--timeout", BOOT_LIMIT, limit=BOOT_LIMIT + 60)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        self.check_steps(before + done.stdout, 1, STEPS)
+        # The guest's wall clock is right, though it was away.
+        for _, _, when in self.steps(done.stdout)[1:]:
+            self.assertGreaterEqual(when, int(resumed_at) - 2)
+            self.assertLessEqual(when, time.time() + 2)
+        self.assertFalse((self.host.home("vm") / "snapshot-suspended").exists())
+        self.assertIn("not suspended", self.refused(2, "resume", "vm"))
+
+    def test_snapshot_brings_memory_and_tpm_back_together(self):
+        process, output = self.start_guest(LOOP)
+        self.wait_for(output, r"step 2 ", process)
+        self.ok("snapshot", "take", "vm", "early", "--description", "two steps", limit=BOOT_LIMIT)
+        at_snapshot = self.steps(output.read_text())[-1][0]
+        self.assertIsNone(process.poll(), "the guest goes on")
+        self.assertEqual(process.wait(BOOT_LIMIT), 0)
+        self.check_steps(output.read_text(), 1, STEPS)
+
+        listed = self.host.json("snapshot", "list", "vm")
+        self.assertEqual([s["tag"] for s in listed["snapshots"]], ["early"])
+        self.assertTrue(listed["snapshots"][0]["running"])
+        self.assertIn("history", self.ok("snapshot", "revert", "vm", "early", "--yes"))
+        # From the snapshot's step on again, with the PCR values that it had then.
+        done = self.host.coffer("run", "vm", "--timeout", BOOT_LIMIT, limit=BOOT_LIMIT + 60)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        again = self.steps(done.stdout)
+        self.assertIn(again[0][0], (at_snapshot, at_snapshot + 1))
+        self.check_steps(done.stdout, again[0][0], STEPS)
+        self.ok("snapshot", "delete", "vm", "early", "--yes")
+        self.assertEqual(self.host.json("snapshot", "list", "vm")["snapshots"], [])
+        self.assertEqual([p.name for p in self.host.home("vm").iterdir() if p.name.startswith(("snapshot-", "saved-"))],
+                         [])
+
+    def test_tampered_memory_never_runs(self):
+        process, output = self.start_guest("echo begun; sleep 1000; echo ended")
+        self.wait_for(output, "begun", process)
+        self.ok("suspend", "vm", limit=BOOT_LIMIT)
+        process.wait(60)
+        image = self.host.home("vm") / "snapshot-suspended"
+        good = image.read_bytes()
+        places = {"header": 2500, "memory": len(good) // 2, "table": len(good) - 100}
+        for what, at in places.items():
+            bad = bytearray(good)
+            bad[at] ^= 1
+            image.write_bytes(bad)
+            said = self.refused(65, "resume", "vm", "--eager", limit=BOOT_LIMIT)
+            self.assertIn("snapshot-suspended", said, what)
+        # While the guest runs already: the process ends when the page is wanted, at the latest by the background.
+        bad = bytearray(good)
+        bad[places["memory"]] ^= 1
+        image.write_bytes(bad)
+        said = self.refused(65, "resume", "vm", limit=BOOT_LIMIT)
+        self.assertIn("fails authentication", said)
+
+
+class Off(HostTest):
+    def test_sealed_secret_disk_and_tpm_come_back(self):
+        self.add_provider()
+        disk = self.host.folder / "data.img"
+        disk.write_bytes(b"\0" * (8 << 20))
+        self.create("vm", "--disk", disk)
+        self.run_in_guest("vm", "set -e; echo -n sealed-secret | coffer-demo-seal; "
+                                "echo on-disk | dd of=/dev/nvme0n1 conv=sync,fsync 2>/dev/null")
+        self.ok("snapshot", "take", "vm", "sealed")
+        tpm = (self.host.home("vm") / "tpm").read_bytes()
+        # The secret and the disk's content are lost, and so is the TPM's owner hierarchy.
+        self.ok("tpm", "clear", "vm", "--yes")
+        disk.write_bytes(b"\0" * (8 << 20))
+        self.assertIn("history", self.ok("snapshot", "revert", "vm", "sealed", "--yes"))
+        self.assertNotEqual((self.host.home("vm") / "tpm").read_bytes(), tpm, "a writing of its own")
+        back = self.run_in_guest("vm", "coffer-demo-unseal; echo; head -c 7 /dev/nvme0n1")
+        self.assertIn("sealed-secret", back)
+        self.assertIn("on-disk", back)
+
+
+if __name__ == "__main__":
+    unittest.main(verbosity=2)
