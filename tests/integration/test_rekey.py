@@ -84,7 +84,8 @@ class Keys(HostTest):
         self.assertEqual(self.host.json("show", "vm")["provider"]["name"], "other")
         self.assertEqual(self.events(), ["created", "rekeyed", "provider changed"])
         self.assertIn("provider changed", self.ok("show", "vm"))
-        # Nothing of it needs the first provider any more.
+        # Nothing of it needs the first provider any more, once the authority that signs for TPMs does not.
+        self.ok("ca", "protect", "other")
         self.ok("provider", "remove", "local", "--yes")
         self.started()
 
@@ -186,9 +187,10 @@ class Keys(HostTest):
 
     def test_locked_vms_say_why_and_are_left_alone(self):
         self.with_secret("the secret", "provider", "add", "native", "guarded")
-        self.with_secret("the secret", "create", "vm", "--memory", "512M", "--provider", "guarded")
+        # The first VM's provider protects the authority that signs for the TPMs of all.
         self.create("damaged", "--provider", "local")
         self.create("orphan", "--provider", "local")
+        self.with_secret("the secret", "create", "vm", "--memory", "512M", "--provider", "guarded")
         tpm = self.host.home("damaged") / "tpm"
         tpm.write_bytes(tpm.read_bytes()[:-1] + b"!")
 
