@@ -6,11 +6,12 @@
 namespace coffer::cli {
 
 void register_tpm(CLI::App& app, Context& context) {
-    auto* tpm = app.add_subcommand("tpm", "A VM's TPM, while the VM is off");
+    auto* tpm = app.add_subcommand("tpm", "A VM's TPM");
     tpm->require_subcommand(1);
     register_tpm_show(*tpm, context);
     register_tpm_pcrs(*tpm, context);
     register_tpm_cert(*tpm, context);
+    register_tpm_eventlog(*tpm, context);
     register_tpm_clear(*tpm, context);
     register_tpm_add(*tpm, context);
     register_tpm_remove(*tpm, context);

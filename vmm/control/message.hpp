@@ -32,6 +32,7 @@ enum class RequestType : uint16_t {
     Stop = 2,
     Rekey = 3,
     Backup = 4,
+    EventLog = 5,
     Snapshot = 16,
     Suspend = 17,
     Migrate = 18,

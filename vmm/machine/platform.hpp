@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <optional>
 #include <string>
@@ -80,6 +81,9 @@ public:
     Result<void> drain();
     // Platform's part of `state`, RAM and backend apart.
     Result<void> save(MachineState& state);
+    // Nor does this with anything but the TPM: all PCRs of its active banks, by TPM_ALG_ID. InvalidArgument without a TPM,
+    // Unsupported where the guest has not started it.
+    Result<std::map<uint16_t, std::vector<ByteVector>>> read_pcrs();
     // Whether `state` is one of a platform like this; changes nothing.
     Result<void> check_fits(MachineState const& state) const;
     // Before the machine starts, after check_fits(), and never after an error. The flash content is what the platform

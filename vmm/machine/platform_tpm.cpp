@@ -1,4 +1,5 @@
 // The TPM: libtpms behind the register interface that the VM has, and the page of the physical presence interface.
+#include "devices/tpm/tpm_client.hpp"
 #include "devices/tpm/tpm_manufacture.hpp"
 #include "vmm/layout.hpp"
 #include "vmm/machine/platform_parts.hpp"
@@ -33,6 +34,19 @@ Result<void> Platform::build_tpm() {
     TRY(attach(layout::k_tpm_ppi, layout::k_tpm_ppi_size, m_tpm->ppi));
     m_devices.push_back(&m_tpm->ppi);
     return {};
+}
+
+Result<std::map<uint16_t, std::vector<ByteVector>>> Platform::read_pcrs() {
+    if (!m_tpm) return make_error(ErrorCode::InvalidArgument, "the VM has no TPM");
+    TRY(drain());
+    // The vCPUs stand still and the TPM's thread has nothing to do: the TPM is this thread's for the moment.
+    devices::TpmClient client(*m_tpm->backend);
+    auto const active = client.active_banks();
+    if (!active) return make_error(ErrorCode::Unsupported, "the guest has not started its TPM yet");
+    std::map<uint16_t, std::vector<ByteVector>> banks;
+    for (auto const& bank : devices::k_pcr_banks)
+        if ((*active & bank.bit) != 0) banks[bank.algorithm] = TRY(client.read_pcrs(bank));
+    return banks;
 }
 
 bool Platform::memory_overwrite_requested() const noexcept {

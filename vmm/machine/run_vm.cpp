@@ -16,6 +16,7 @@
 #include "vmm/home/backup.hpp"
 #include "vmm/machine/agent_session.hpp"
 #include "vmm/machine/console.hpp"
+#include "vmm/machine/event_log_request.hpp"
 #include "vmm/machine/machine.hpp"
 #include "vmm/machine/sandbox.hpp"
 #include "vmm/machine/serial_input.hpp"
@@ -264,6 +265,10 @@ Result<void> Runner::make_control() {
             auto seal = TRY(control::seal_of(request, with.take_key()));
             TRY(m_home.rekey(std::move(seal)));
             return control::NoAnswer{};
+        });
+    m_control->on<control::EventLogRequest>(
+        [this](control::EventLogRequest const&, control::Conversation& with) -> Result<control::EventLogAnswer> {
+            return answer_event_log(*m_machine, with);
         });
     return {};
 }
