@@ -57,7 +57,8 @@ class Disks(HostTest):
             seen = b""
             while marker not in seen:
                 data = os.read(machine.stdout.fileno(), 65536)
-                self.assertTrue(data, f"the guest ended before it printed {marker}: {machine.stderr.read()[-4000:]}")
+                if not data:
+                    self.fail(f"the guest ended before it printed {marker}: {machine.stderr.read()[-4000:]}")
                 seen += data
             machine.send_signal(signal.SIGKILL)
         finally:
