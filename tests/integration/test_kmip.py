@@ -245,8 +245,12 @@ class Kmip(KmipTest):
         self.refused(2, "provider", "remove", "unused")
         self.ok("provider", "remove", "unused", "--yes")
         self.ok("remove", "vm", "--yes")
+        # The first VM's provider protects the authority that signs for TPMs.
+        self.refused(75, "provider", "remove", "kms", "--yes")
+        self.ok("provider", "add", "native", "other")
+        self.ok("ca", "protect", "other")
         self.ok("provider", "remove", "kms", "--yes")
-        self.assertEqual(self.host.json("provider", "list"), [])
+        self.assertEqual([provider["name"] for provider in self.host.json("provider", "list")], ["other"])
 
     def test_client_key_is_kept_private_and_no_key_is_on_this_disk(self):
         self.add("kms")
