@@ -36,7 +36,7 @@ Error changed_meanwhile(std::string_view what) {
 
 Result<std::unique_ptr<SavedRun>> SavedRun::open(HomeSession& home, Options options) {
     auto store = TRY(SnapshotStore::open(home));
-    std::unique_ptr<SavedRun> run(new SavedRun(home, std::move(store), options));
+    std::unique_ptr<SavedRun> run(new SavedRun(std::move(store), options));
     auto& saved = run->m_store;
     if (options.policy == SuspendedPolicy::Require && !saved.suspended())
         return make_error(ErrorCode::InvalidArgument, "the VM '{}' is not suspended: start it with 'coffer run'",

@@ -51,8 +51,7 @@ public:
     void serve(control::Server& server, Machine& machine, Hooks hooks);
 
 private:
-    SavedRun(HomeSession& home, SnapshotStore store, Options options)
-        : m_home(home), m_store(std::move(store)), m_options(options) {}
+    SavedRun(SnapshotStore store, Options options) : m_store(std::move(store)), m_options(options) {}
 
     Result<void> suspend(control::SuspendRequest const& request, control::Conversation& with);
     Result<control::SnapshotAnswer> snapshot(control::SnapshotRequest const& request, control::Conversation& with);
@@ -60,7 +59,6 @@ private:
     // `work` runs on the owner's thread with the machine paused; this waits for it and passes progress on.
     Result<void> while_paused(control::Conversation& with, std::function<Result<void>(ImageOptions const&)> work);
 
-    HomeSession& m_home;
     SnapshotStore m_store;
     Options m_options;
     std::unique_ptr<ImageReader> m_image;
