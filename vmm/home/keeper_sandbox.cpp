@@ -1,13 +1,11 @@
 #include "vmm/home/keeper_sandbox.hpp"
 
 #include <array>
-#include <cerrno>
 #include <fcntl.h>
-#include <memory>
-#include <seccomp.h>
 #include <sys/ioctl.h>
-#include <sys/mman.h>
 #include <sys/socket.h>
+
+#include "vmm/sandbox/seccomp_filter.hpp"
 
 namespace coffer::vmm::keeper {
 
@@ -47,55 +45,29 @@ constexpr std::array k_allowed_for_change = {SCMP_SYS(pwrite64),  SCMP_SYS(fsync
                                              SCMP_SYS(renameat2), SCMP_SYS(mkdir), SCMP_SYS(unlink),
                                              SCMP_SYS(unlinkat),  SCMP_SYS(rmdir), SCMP_SYS(flock)};
 
-struct ReleaseFilter {
-    void operator()(void* filter) const noexcept { ::seccomp_release(filter); }
-};
-
 } // namespace
 
 Result<void> enter_sandbox(Network network, Files files) {
-    std::unique_ptr<void, ReleaseFilter> filter(::seccomp_init(SCMP_ACT_KILL_PROCESS));
-    if (!filter) return make_error(ErrorCode::Unsupported, "cannot make a seccomp filter");
-    auto* context = filter.get();
-    int failed = 0;
-    auto keep = [&failed](int result) {
-        if (result != 0 && failed == 0) failed = -result;
-    };
-    auto allow = [&](int call) { keep(::seccomp_rule_add(context, SCMP_ACT_ALLOW, call, 0)); };
-    // Not by the SCMP_A macros: they are C99 compound literals, which clang's pedantry refuses.
-    auto allow_if = [&](int call, scmp_arg_cmp const& condition) {
-        keep(::seccomp_rule_add_array(context, SCMP_ACT_ALLOW, call, 1, &condition));
-    };
-    auto without_bits = [](unsigned argument, uint64_t bits) {
-        return scmp_arg_cmp{argument, SCMP_CMP_MASKED_EQ, bits, 0};
-    };
-    auto equal_to = [](unsigned argument, uint64_t value) { return scmp_arg_cmp{argument, SCMP_CMP_EQ, value, 0}; };
-    for (int call : k_allowed) allow(call);
+    auto filter = TRY(SeccompFilter::create(SCMP_ACT_KILL_PROCESS));
+    filter.allow(k_allowed);
     // Files are opened, never made or truncated; writing is left open for the terminal.
     uint64_t const unwanted = files == Files::Change ? O_APPEND : O_CREAT | O_TRUNC | O_APPEND;
-    allow_if(SCMP_SYS(openat), without_bits(2, unwanted));
-    allow_if(SCMP_SYS(open), without_bits(1, unwanted));
-    if (files == Files::Change)
-        for (int call : k_allowed_for_change) allow(call);
-    for (int call : {SCMP_SYS(mmap), SCMP_SYS(mprotect)}) allow_if(call, without_bits(2, PROT_EXEC));
+    filter.allow_if(SCMP_SYS(openat), {argument_masked(2, unwanted, 0)});
+    filter.allow_if(SCMP_SYS(open), {argument_masked(1, unwanted, 0)});
+    if (files == Files::Change) filter.allow(k_allowed_for_change);
+    filter.allow_data_memory();
     // The terminal's settings, and whether a descriptor is a terminal.
     for (uint64_t request : {uint64_t{TCGETS}, uint64_t{TCSETS}, uint64_t{TCSETSW}, uint64_t{TCSETSF}})
-        allow_if(SCMP_SYS(ioctl), equal_to(1, request));
+        filter.allow_if(SCMP_SYS(ioctl), {argument_equals(1, request)});
     if (network == Network::TcpClient) {
-        for (int call : k_allowed_for_tcp) allow(call);
-        for (uint64_t family : {uint64_t{AF_INET}, uint64_t{AF_INET6}}) {
-            // SOCK_NONBLOCK and SOCK_CLOEXEC stand in the same argument, above the type.
-            std::array const stream{equal_to(0, family), scmp_arg_cmp{1, SCMP_CMP_MASKED_EQ, 0xF, SOCK_STREAM}};
-            keep(::seccomp_rule_add_array(context, SCMP_ACT_ALLOW, SCMP_SYS(socket), stream.size(), stream.data()));
-        }
-        allow_if(SCMP_SYS(ioctl), equal_to(1, FIONBIO));
+        filter.allow(k_allowed_for_tcp);
+        // SOCK_NONBLOCK and SOCK_CLOEXEC stand in the same argument, above the type.
+        for (uint64_t family : {uint64_t{AF_INET}, uint64_t{AF_INET6}})
+            filter.allow_if(SCMP_SYS(socket), {argument_equals(0, family), argument_masked(1, 0xF, SOCK_STREAM)});
+        filter.allow_if(SCMP_SYS(ioctl), {argument_equals(1, FIONBIO)});
     }
-    // Limits may be read, not set.
-    allow_if(SCMP_SYS(prlimit64), equal_to(2, 0));
-    if (failed != 0) return errno_error(failed, "cannot build the keeper's seccomp filter");
-    keep(::seccomp_load(context));
-    if (failed != 0) return errno_error(failed, "cannot enter the keeper's sandbox");
-    return {};
+    filter.allow_reading_limits();
+    return filter.enter();
 }
 
 } // namespace coffer::vmm::keeper

@@ -2,11 +2,9 @@
 
 #include <array>
 #include <cerrno>
-#include <memory>
-#include <sched.h>
-#include <seccomp.h>
-#include <sys/mman.h>
 #include <sys/prctl.h>
+
+#include "vmm/sandbox/seccomp_filter.hpp"
 
 namespace coffer::vmm {
 
@@ -115,38 +113,16 @@ constexpr std::array k_allowed{
     SCMP_SYS(membarrier),
 };
 
-struct ReleaseFilter {
-    void operator()(void* filter) const noexcept { ::seccomp_release(filter); }
-};
-
 } // namespace
 
 Result<void> enter_sandbox() {
-    std::unique_ptr<void, ReleaseFilter> filter(::seccomp_init(SCMP_ACT_ERRNO(EPERM)));
-    if (!filter) return make_error(ErrorCode::Unsupported, "cannot make a seccomp filter");
-    auto* context = filter.get();
-    int failed = 0;
-    auto keep = [&failed](int result) {
-        if (result != 0 && failed == 0) failed = -result;
-    };
-    for (int call : k_allowed) keep(::seccomp_rule_add(context, SCMP_ACT_ALLOW, call, 0));
-    // Not by the SCMP_A macros: they are C99 compound literals, which clang's pedantry refuses.
-    auto allow_if = [&](int call, scmp_arg_cmp const& condition) {
-        keep(::seccomp_rule_add_array(context, SCMP_ACT_ALLOW, call, 1, &condition));
-    };
-    for (int call : {SCMP_SYS(mmap), SCMP_SYS(mprotect)}) allow_if(call, {2, SCMP_CMP_MASKED_EQ, PROT_EXEC, 0});
-    // New threads, not new processes. clone3's flags are out of a filter's sight: ENOSYS makes the C library use clone.
-    allow_if(SCMP_SYS(clone), {0, SCMP_CMP_MASKED_EQ, CLONE_THREAD, CLONE_THREAD});
-    keep(::seccomp_rule_add(context, SCMP_ACT_ERRNO(ENOSYS), SCMP_SYS(clone3), 0));
-    // Limits may be read (by malloc and by pthread_create), not set.
-    allow_if(SCMP_SYS(prlimit64), {2, SCMP_CMP_EQ, 0, 0});
-    allow_if(SCMP_SYS(prctl), {0, SCMP_CMP_EQ, PR_SET_NAME, 0});
-    if (failed != 0) return errno_error(failed, "cannot build the seccomp filter");
-    keep(::seccomp_attr_set(context, SCMP_FLTATR_CTL_TSYNC, 1));
-    keep(::seccomp_attr_set(context, SCMP_FLTATR_CTL_NNP, 1));
-    keep(::seccomp_load(context));
-    if (failed != 0) return errno_error(failed, "cannot enter the seccomp sandbox");
-    return {};
+    auto filter = TRY(SeccompFilter::create(SCMP_ACT_ERRNO(EPERM)));
+    filter.allow(k_allowed);
+    filter.allow_data_memory();
+    filter.allow_threads();
+    filter.allow_reading_limits();
+    filter.allow_if(SCMP_SYS(prctl), {argument_equals(0, PR_SET_NAME)});
+    return filter.enter();
 }
 
 } // namespace coffer::vmm

@@ -1,12 +1,9 @@
 #include <array>
 #include <cerrno>
-#include <memory>
 
-#include <sched.h>
-#include <seccomp.h>
-#include <sys/mman.h>
 #include <sys/prctl.h>
 
+#include "vmm/sandbox/seccomp_filter.hpp"
 #include "vmm/tpm/tpm_server.hpp"
 
 namespace coffer::vmm::tpm_server {
@@ -34,39 +31,16 @@ constexpr std::array k_allowed{
     SCMP_SYS(getrandom), SCMP_SYS(getuid), SCMP_SYS(geteuid), SCMP_SYS(getgid), SCMP_SYS(getegid), SCMP_SYS(sysinfo),
     SCMP_SYS(uname), SCMP_SYS(membarrier)};
 
-constexpr scmp_arg_cmp k_no_exec{.arg = 2, .op = SCMP_CMP_MASKED_EQ, .datum_a = PROT_EXEC, .datum_b = 0};
-constexpr scmp_arg_cmp k_thread{.arg = 0, .op = SCMP_CMP_MASKED_EQ, .datum_a = CLONE_THREAD, .datum_b = CLONE_THREAD};
-constexpr scmp_arg_cmp k_read_only{.arg = 2, .op = SCMP_CMP_EQ, .datum_a = 0, .datum_b = 0};
-constexpr scmp_arg_cmp k_set_name{.arg = 0, .op = SCMP_CMP_EQ, .datum_a = PR_SET_NAME, .datum_b = 0};
-
-struct ReleaseFilter {
-    void operator()(void* filter) const noexcept { ::seccomp_release(filter); }
-};
-
 } // namespace
 
 Result<void> enter_sandbox() {
-    std::unique_ptr<void, ReleaseFilter> filter(::seccomp_init(SCMP_ACT_ERRNO(EPERM)));
-    if (!filter) return make_error(ErrorCode::Unsupported, "cannot make a seccomp filter");
-    auto* context = filter.get();
-    int failed = 0;
-    auto keep = [&failed](int result) {
-        if (result != 0 && failed == 0) failed = -result;
-    };
-    for (int call : k_allowed) keep(::seccomp_rule_add(context, SCMP_ACT_ALLOW, call, 0));
-    for (int call : {SCMP_SYS(mmap), SCMP_SYS(mprotect)})
-        keep(::seccomp_rule_add(context, SCMP_ACT_ALLOW, call, 1, k_no_exec));
-    // New threads, not new processes. clone3's flags are out of a filter's sight: ENOSYS makes the C library use clone.
-    keep(::seccomp_rule_add(context, SCMP_ACT_ALLOW, SCMP_SYS(clone), 1, k_thread));
-    keep(::seccomp_rule_add(context, SCMP_ACT_ERRNO(ENOSYS), SCMP_SYS(clone3), 0));
-    keep(::seccomp_rule_add(context, SCMP_ACT_ALLOW, SCMP_SYS(prlimit64), 1, k_read_only));
-    keep(::seccomp_rule_add(context, SCMP_ACT_ALLOW, SCMP_SYS(prctl), 1, k_set_name));
-    if (failed != 0) return errno_error(failed, "cannot build the seccomp filter");
-    keep(::seccomp_attr_set(context, SCMP_FLTATR_CTL_TSYNC, 1));
-    keep(::seccomp_attr_set(context, SCMP_FLTATR_CTL_NNP, 1));
-    keep(::seccomp_load(context));
-    if (failed != 0) return errno_error(failed, "cannot enter the seccomp sandbox");
-    return {};
+    auto filter = TRY(SeccompFilter::create(SCMP_ACT_ERRNO(EPERM)));
+    filter.allow(k_allowed);
+    filter.allow_data_memory();
+    filter.allow_threads();
+    filter.allow_reading_limits();
+    filter.allow_if(SCMP_SYS(prctl), {argument_equals(0, PR_SET_NAME)});
+    return filter.enter();
 }
 
 } // namespace coffer::vmm::tpm_server
