@@ -5,7 +5,8 @@
 
 namespace coffer::vmm {
 
-Result<std::unique_ptr<Machine>> Machine::create(PlatformConfig config, std::unique_ptr<Partition> partition) {
+Result<std::unique_ptr<Machine>> Machine::create(PlatformConfig config, std::unique_ptr<Partition> partition,
+                                                 std::unique_ptr<GuestRam> ram) {
     std::unique_ptr<Machine> machine(new Machine(std::move(partition)));
     auto& part = *machine->m_partition;
     auto const& capabilities = part.capabilities();
@@ -16,7 +17,9 @@ Result<std::unique_ptr<Machine>> Machine::create(PlatformConfig config, std::uni
                           "with another --accel",
                           cpus, capabilities.name, capabilities.max_vcpus);
     machine->m_loop = TRY(IoLoop::create());
-    machine->m_ram = std::make_unique<GuestRam>(TRY(GuestRam::create(config.vm.memory)));
+    if (!ram) ram = std::make_unique<GuestRam>(TRY(GuestRam::create(config.vm.memory)));
+    COFFER_ASSERT(ram->low_size() + ram->high_size() == config.vm.memory);
+    machine->m_ram = std::move(ram);
     machine->m_ram->on_write([&part](GuestPhysAddr first, size_t size) { part.memory_written(first, size); });
     for (auto const& region : machine->m_ram->regions()) TRY(part.map(region));
     machine->m_platform = TRY(Platform::create(

@@ -42,8 +42,10 @@ struct MachineStatistics {
 
 class Machine final : private devices::MachineControl {
 public:
-    // The partition and all references of `config` outlive the machine.
-    static Result<std::unique_ptr<Machine>> create(PlatformConfig config, std::unique_ptr<Partition> partition);
+    // All references of `config` outlive the machine. `ram`, where it is given, is of the configured size: one whose
+    // content came before the machine (migration).
+    static Result<std::unique_ptr<Machine>> create(PlatformConfig config, std::unique_ptr<Partition> partition,
+                                                   std::unique_ptr<GuestRam> ram = nullptr);
     ~Machine() override;
 
     void start();
@@ -72,6 +74,7 @@ public:
     Platform& platform() noexcept { return *m_platform; }
     GuestRam& ram() noexcept { return *m_ram; }
     Partition const& partition() const noexcept { return *m_partition; }
+    Partition& partition() noexcept { return *m_partition; }
     // After wait().
     MachineStatistics statistics() const;
 
