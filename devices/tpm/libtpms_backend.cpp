@@ -98,6 +98,7 @@ struct LibtpmsCallbacks {
         if (std::strcmp(name, TPM_PERMANENT_ALL_NAME) != 0) return TPM_FAIL;
         auto bytes = std::as_bytes(std::span(data, length));
         self().m_permanent.assign(bytes.begin(), bytes.end());
+        self().m_unsettled = true;
         return TPM_SUCCESS;
     }
 
@@ -247,9 +248,13 @@ void LibtpmsBackend::cancel() noexcept {
 }
 
 Result<void> LibtpmsBackend::make_durable() {
-    if (m_permanent == m_committed) return {};
-    TRY(m_store.commit(m_permanent));
-    m_committed = m_permanent;
+    // libtpms also stores what has not changed.
+    if (!m_unsettled) return {};
+    if (m_permanent != m_committed) {
+        TRY(m_store.commit(m_permanent));
+        m_committed = m_permanent;
+    }
+    m_unsettled = false;
     return {};
 }
 
@@ -305,6 +310,7 @@ Result<void> LibtpmsBackend::restore(Bytes permanent, Bytes volatile_state) {
         return Error(ErrorCode::Corrupt, "the suspended TPM's state is incomplete");
     TPMLIB_Terminate();
     auto before = std::move(m_permanent);
+    m_unsettled = true;
     m_permanent.assign(permanent.begin(), permanent.end());
     m_volatile_to_load.assign(volatile_state.begin(), volatile_state.end());
     auto powered = power_on();

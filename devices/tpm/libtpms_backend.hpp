@@ -69,6 +69,7 @@ private:
     bool m_failure_reported = false;
     ByteVector m_permanent;        // as libtpms last stored it
     ByteVector m_committed;        // as m_store last accepted it
+    bool m_unsettled = false;      // they may differ
     ByteVector m_volatile_to_load; // for the next power_on() alone
     bool m_manufacturing = false;  // the one time that state may be reported absent
     Locality m_locality = Locality::Zero;

@@ -1,6 +1,9 @@
 // How long a TPM takes to answer: tpm-latency COUNT /dev/tpm0 | SOCKET. COUNT rounds of each command; a line of JSON
 // with the median, the tenth and the ninetieth percentile in nanoseconds. Linked statically, so that it runs in any
 // guest; a TPM's response is awaited with poll() and read(), as tpm2-tss does.
+//
+// tpm-latency --floor SOCKET serves, with one recv() and one send() a command, a TPM that says "success" to everything:
+// no server takes less time.
 #include <algorithm>
 #include <cerrno>
 #include <cstdint>
@@ -57,6 +60,13 @@ private:
     Message m_bytes;
 };
 
+sockaddr_un address_of(char const* path) {
+    sockaddr_un address{};
+    address.sun_family = AF_UNIX;
+    std::strncpy(address.sun_path, path, sizeof address.sun_path - 1);
+    return address;
+}
+
 class Tpm {
 public:
     explicit Tpm(char const* path) {
@@ -64,11 +74,10 @@ public:
         if (::stat(path, &info) != 0) fail("no such TPM");
         if (S_ISSOCK(info.st_mode)) {
             m_fd = ::socket(AF_UNIX, SOCK_STREAM, 0);
-            sockaddr_un address{};
-            address.sun_family = AF_UNIX;
-            std::strncpy(address.sun_path, path, sizeof address.sun_path - 1);
+            auto const address = address_of(path);
             // SAFETY: the sockets API takes any address type by a pointer to its common head.
-            if (::connect(m_fd, reinterpret_cast<sockaddr*>(&address), sizeof address) != 0) fail("cannot connect");
+            if (::connect(m_fd, reinterpret_cast<sockaddr const*>(&address), sizeof address) != 0)
+                fail("cannot connect");
         } else {
             m_fd = ::open(path, O_RDWR);
         }
@@ -98,6 +107,24 @@ private:
     size_t m_size = 0;
     uint8_t m_response[4096]{};
 };
+
+[[noreturn]] void serve_floor(char const* path) {
+    int const listener = ::socket(AF_UNIX, SOCK_STREAM, 0);
+    auto const address = address_of(path);
+    // SAFETY: the sockets API takes any address type by a pointer to its common head.
+    if (::bind(listener, reinterpret_cast<sockaddr const*>(&address), sizeof address) != 0 ||
+        ::listen(listener, 1) != 0)
+        fail("cannot serve");
+    uint8_t command[4096];
+    uint8_t const response[20]{0x80, 0x01, 0, 0, 0, sizeof response};
+    for (;;) {
+        int const client = ::accept(listener, nullptr, nullptr);
+        while (::recv(client, command, sizeof command, 0) > 0 &&
+               ::send(client, response, sizeof response, MSG_NOSIGNAL) == sizeof response) {
+        }
+        ::close(client);
+    }
+}
 
 uint64_t now() {
     timespec time{};
@@ -153,9 +180,10 @@ void measure(Tpm& tpm, char const* name, Message const& command, unsigned count,
 } // namespace
 
 int main(int argc, char** argv) {
+    if (argc == 3 && std::strcmp(argv[1], "--floor") == 0) serve_floor(argv[2]);
     unsigned long const count = argc == 3 ? std::strtoul(argv[1], nullptr, 10) : 0;
     if (count < 1 || count > 1'000'000) {
-        std::fprintf(stderr, "usage: tpm-latency COUNT /dev/tpm0|SOCKET\n");
+        std::fprintf(stderr, "usage: tpm-latency COUNT /dev/tpm0|SOCKET, or tpm-latency --floor SOCKET\n");
         return 2;
     }
     auto const rounds = static_cast<unsigned>(count);

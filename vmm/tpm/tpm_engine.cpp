@@ -37,12 +37,6 @@ std::string_view blob_label(uint32_t type) noexcept {
     return {};
 }
 
-ByteVector response_of(devices::TpmResponseCode code) {
-    ByteVector response(devices::k_tpm_header_size);
-    devices::write_tpm_response(response, code);
-    return response;
-}
-
 void report_store_failure(Error const& error) {
     if (s_limit.allow())
         log::error("TPM state cannot be stored, so the TPM answers nothing for now: {}", error.message());
@@ -50,28 +44,27 @@ void report_store_failure(Error const& error) {
 
 } // namespace
 
-Result<ByteVector> TpmEngine::execute(Bytes command, std::function<bool()> const& gone) {
+Result<size_t> TpmEngine::execute(Bytes command, MutBytes response, std::function<bool()> const& gone) {
+    COFFER_ASSERT(response.size() >= k_max_command);
     std::unique_lock lock(m_mutex);
     if (m_stop) return make_error(ErrorCode::Cancelled, "the TPM server is stopping");
-    if (!m_running) return response_of(devices::TpmResponseCode::Failure);
+    if (!m_running) return devices::write_tpm_response(response, devices::TpmResponseCode::Failure);
     // Left by a command whose peer went away.
     if (auto durable = m_tpm.make_durable(); !durable) {
         report_store_failure(durable.error());
-        return response_of(devices::TpmResponseCode::Retry);
+        return devices::write_tpm_response(response, devices::TpmResponseCode::Retry);
     }
-    ByteVector response(k_max_command);
     m_executing = ++m_commands;
     auto size = m_tpm.execute(m_locality, command, response);
     m_executing = 0;
     if (!size) {
         warn(size.error());
-        return response_of(devices::TpmResponseCode::Failure);
+        return devices::write_tpm_response(response, devices::TpmResponseCode::Failure);
     }
-    response.resize(*size);
     auto delay = k_first_retry;
     for (;;) {
         auto durable = m_tpm.make_durable();
-        if (durable) return response;
+        if (durable) return size;
         report_store_failure(durable.error());
         lock.unlock();
         for (auto waited = std::chrono::milliseconds(0); waited < delay && !m_stop; waited += k_first_retry)

@@ -19,11 +19,12 @@ public:
     // The TPM is powered on. Home and TPM outlive the engine, which is the TPM's only user.
     TpmEngine(HomeSession& home, devices::LibtpmsBackend& tpm) : m_home(home), m_tpm(tpm) {}
 
-    // Runs a TPM command; its response, once the state it has changed is durable. While the home refuses to take the
-    // state this waits and tries again; nothing (Cancelled) where stop() came first, or `gone` says that nobody waits
-    // for the response: the peer is told nothing. Commands that come after that are answered with TPM_RC_RETRY, and not
-    // begun, until the home takes what they would build on.
-    Result<ByteVector> execute(Bytes command, std::function<bool()> const& gone = {});
+    // Runs a TPM command; the size of its response in `response`, which has room for k_max_command bytes, once the
+    // state it has changed is durable. While the home refuses to take the state this waits and tries again; nothing
+    // (Cancelled) where stop() came first, or `gone` says that nobody waits for the response: the peer is told nothing.
+    // Commands that come after that are answered with TPM_RC_RETRY, and not begun, until the home takes what they would
+    // build on.
+    Result<size_t> execute(Bytes command, MutBytes response, std::function<bool()> const& gone = {});
 
     // The response to a request other than SetDataFd and Shutdown, which are their sockets' business.
     tpm_control::Response control(tpm_control::Request const& request);

@@ -82,14 +82,18 @@ UniqueFd accept_client(int listener) {
     return client;
 }
 
-// The thread of the data channel.
+// The thread of the data channel. It waits for commands in recv() itself, so that one costs two system calls; whoever
+// wants it to look up ends the client's sending side.
 class DataChannel {
 public:
     DataChannel(TpmEngine& engine, int listener, Event wake)
         : m_engine(engine), m_listener(listener), m_wake(std::move(wake)), m_thread([this] { run(); }) {}
     ~DataChannel() {
-        m_stop = true;
-        m_wake.set();
+        {
+            std::lock_guard lock(m_mutex);
+            m_stop = true;
+            look_up();
+        }
         m_engine.stop();
         m_thread.join();
     }
@@ -100,33 +104,41 @@ public:
         limit_sending(socket.get());
         std::lock_guard lock(m_mutex);
         m_handed = std::move(socket);
-        m_wake.set();
+        look_up();
     }
 
 private:
+    // Under m_mutex. The response to a running command can still be sent.
+    void look_up() {
+        if (m_client.valid()) ::shutdown(m_client.get(), SHUT_RD);
+        m_wake.set();
+    }
+
     void run() {
         pthread_setname_np(pthread_self(), "tpm-data");
         while (!m_stop) {
-            take_handed();
-            switch (wait_for(m_client.valid() ? m_client.get() : m_listener, m_wake.fd(), -1)) {
-            case Wake::Interrupt: continue;
-            case Wake::Stalled: return; // poll does not work: there is nothing to go on with
-            case Wake::Ready: break;
+            if (m_client.valid()) {
+                if (!serve_one()) replace_client({});
+                continue;
             }
-            if (!m_client.valid())
-                m_client = accept_client(m_listener);
-            else if (!serve_one())
-                m_client.reset();
+            switch (wait_for(m_listener, m_wake.fd(), -1)) {
+            case Wake::Interrupt:
+                m_wake.clear();
+                replace_client({});
+                break;
+            case Wake::Stalled: return; // poll does not work: there is nothing to go on with
+            case Wake::Ready: replace_client(accept_client(m_listener)); break;
+            }
         }
     }
 
-    void take_handed() {
-        m_wake.clear();
+    // By one that was handed over, if there is one.
+    void replace_client(UniqueFd accepted) {
         std::lock_guard lock(m_mutex);
-        if (m_handed.valid()) m_client = std::move(m_handed);
+        m_client = m_handed.valid() ? std::move(m_handed) : std::move(accepted);
     }
 
-    // One command and its response; false where the client is gone or out of step.
+    // One command and its response; false where the client is gone or out of step, or this is to look up.
     bool serve_one() {
         size_t got = 0;
         for (size_t wanted = devices::k_tpm_header_size; got < wanted;) {
@@ -147,12 +159,16 @@ private:
                 return false;
             }
         }
-        auto response = m_engine.execute(Bytes(m_command).first(got), [this] {
+        auto size = m_engine.execute(Bytes(m_command).first(got), m_response, [this] {
             pollfd client{m_client.get(), 0, 0}; // POLLHUP and POLLERR are always told
             return ::poll(&client, 1, 0) > 0;
         });
         explicit_bzero(m_command.data(), got);
-        return response && send_all(m_client.get(), *response);
+        if (!size) return false;
+        auto response = MutBytes(m_response).first(*size);
+        bool sent = send_all(m_client.get(), response);
+        explicit_bzero(response.data(), response.size());
+        return sent;
     }
 
     TpmEngine& m_engine;
@@ -161,8 +177,9 @@ private:
     std::atomic<bool> m_stop{false};
     std::mutex m_mutex;
     UniqueFd m_handed; // guarded by m_mutex
-    UniqueFd m_client;
+    UniqueFd m_client; // changed by the thread alone, under m_mutex
     ByteVector m_command = ByteVector(TpmEngine::k_max_command);
+    ByteVector m_response = ByteVector(TpmEngine::k_max_command);
     std::thread m_thread; // last: it uses all of the above
 };
 

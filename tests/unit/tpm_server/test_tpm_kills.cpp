@@ -70,8 +70,10 @@ protected:
         if (way == Way::Engine) {
             TpmEngine engine(**home, **tpm);
             return work(steps, [&](ByteVector const& command) {
-                auto response = engine.execute(command);
-                return response ? *response : ByteVector();
+                ByteVector response(TpmEngine::k_max_command);
+                auto size = engine.execute(command, response);
+                response.resize(size ? *size : 0);
+                return response;
             });
         }
         coffer::tests::ManualScheduler scheduler;
