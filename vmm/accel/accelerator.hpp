@@ -103,7 +103,10 @@ public:
     virtual Result<void> detach_interrupt(unsigned gsi, int eventfd) = 0;
 };
 
-// Which pages of RAM were written, by the guest or by a device that told memory_written(). Thread-safe.
+// Which pages of RAM were written, by the guest or by a device that told memory_written(). Thread-safe; start() and
+// harvest() may wait for the vCPUs to notice, so they are not called on a vCPU's thread, nor under a lock that a device
+// may want (the machine's device lock). A page's content that is read after harvest() is at least as new as the harvest;
+// what is written later is in the next one. Pages that were not written may be among them.
 class DirtyLog {
 public:
     virtual ~DirtyLog() = default;

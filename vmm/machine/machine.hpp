@@ -58,8 +58,11 @@ public:
     // still; then the machine goes on, unless the task called stop(). A machine that has ended drops tasks without a
     // call.
     void while_paused(std::function<void()> task);
-    // Within such a task. After an error the machine is as it was.
+    // Within such a task. After an error the machine is as it was. RAM is as saved from here on: what is still to be
+    // sent of it (MemorySender::send_rest) is sent after this.
     Result<MachineState> save_state();
+    // Any thread: holds the vCPUs back for `percent` of the time (0 to 99), so that the guest writes less memory.
+    void throttle(unsigned percent) { m_vcpus->throttle(percent); }
     // Before start(), with RAM's content in place or on its way; the flash content is the configuration's. All clocks
     // go forward by the time that the machine was away. After an error the machine is not to be started.
     Result<void> restore_state(MachineState const& state);

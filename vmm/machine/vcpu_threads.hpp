@@ -37,12 +37,16 @@ public:
     // Any thread, at once: vCPUs leave the guest soon and wait for pause() and resume().
     void kick_all() noexcept;
 
+    // Any thread: holds the vCPUs back for `percent` of the time, 0 to 99, until the next call. Clocks go on.
+    void throttle(unsigned percent);
+
     // While paused.
     std::vector<std::unique_ptr<Vcpu>> const& vcpus() const noexcept { return m_vcpus; }
 
 private:
     enum class Wish : uint8_t { Run, Pause, End };
     void run(unsigned index) noexcept;
+    void hold_back() noexcept;
 
     std::vector<std::unique_ptr<Vcpu>> m_vcpus;
     OnEnd m_on_end;
@@ -53,6 +57,9 @@ private:
     unsigned m_running = 0;
     std::vector<bool> m_ended; // will not run again before a resume()
     std::vector<std::thread> m_threads;
+    unsigned m_throttle = 0; // percent
+    bool m_held = false;     // vCPUs wait just now, because of m_throttle
+    std::thread m_throttler;
 };
 
 } // namespace coffer::vmm

@@ -83,6 +83,7 @@ std::vector<MemoryRegion> GuestRam::regions() const {
 void GuestRam::wipe() noexcept {
     m_low.discard();
     m_high.discard();
+    for (auto const& region : regions()) written(region.gpa, region.size);
 }
 
 MutBytes GuestRam::find(GuestPhysAddr first, size_t size) const noexcept {

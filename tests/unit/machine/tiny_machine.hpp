@@ -51,20 +51,21 @@ inline ByteVector counting_firmware() {
 
 class TinyMachine {
 public:
-    // With `state`, the machine that was saved; its RAM is copied from `ram`.
-    explicit TinyMachine(uint64_t memory = uint64_t{16} << 20, MachineState const* state = nullptr) {
+    // With `state`, the machine that was saved, around `ram` where that is given.
+    explicit TinyMachine(uint64_t memory = uint64_t{16} << 20, MachineState const* state = nullptr,
+                         std::unique_ptr<GuestRam> ram = nullptr, ByteVector firmware = counting_firmware()) {
         PlatformConfig config;
         config.vm.name = "tiny";
         config.vm.memory = memory;
         config.vm.cpus = 1;
         config.vm.tpm = TpmKind::None;
-        config.firmware_code = state ? state->firmware_code : counting_firmware();
+        config.firmware_code = state ? state->firmware_code : std::move(firmware);
         config.variables = state ? state->variables : ByteVector(size_t{8} << 10, std::byte{0xFF});
         config.variable_store = &m_store;
         config.serial = &serial;
         auto partition = create_soft_partition({});
         EXPECT_TRUE(partition) << partition.error().message();
-        auto made = Machine::create(std::move(config), std::move(*partition));
+        auto made = Machine::create(std::move(config), std::move(*partition), std::move(ram));
         EXPECT_TRUE(made) << made.error().message();
         machine = std::move(*made);
     }

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <vector>
 #include <x86intrin.h>
 
 #include <Zydis/Zydis.h>
@@ -39,14 +40,23 @@ public:
         GuestPhysAddr page(gpa_page);
         std::byte* host = m_slots.host_address(page, soft::k_page_size, true);
         writable = host != nullptr;
-        // Stores below go past KVM's dirty log, and which of the pages asked for will be stored to is not known yet.
-        if (writable) m_slots.mark_dirty(page, soft::k_page_size);
         return host ? host : m_slots.host_address(page, soft::k_page_size, false);
     }
     bool has_code(uint64_t) const noexcept override { return false; }
     void code_written(uint64_t, size_t) noexcept override {}
+    // Stores go past KVM's dirty log: publish_stores() tells it, when they are done.
+    void note_store(uint64_t gpa_page) noexcept override {
+        if (std::ranges::find(m_stored, gpa_page) == m_stored.end()) m_stored.push_back(gpa_page);
+    }
+    bool store_noted(uint64_t) const noexcept override { return false; }
+
+    void publish_stores() noexcept {
+        for (uint64_t page : m_stored) m_slots.mark_dirty(GuestPhysAddr(page), soft::k_page_size);
+        m_stored.clear();
+    }
 
 private:
+    std::vector<uint64_t> m_stored; // pages, since the last publish_stores()
     MemorySlots& m_slots;
 };
 
@@ -281,6 +291,10 @@ Result<std::unique_ptr<InstructionCompletion>> InstructionCompletion::create(Han
 Result<InstructionCompletion::Outcome> InstructionCompletion::complete() {
     Impl& impl = *m_impl;
     Cpu& cpu = *impl.cpu;
+    struct Publish {
+        SlotMemory& memory;
+        ~Publish() { memory.publish_stores(); }
+    } const publish{impl.memory};
     TRY(impl.load());
     if (cpu.cr4 & k_cr4_la57) return impl.refusal(nullptr, "the guest uses 5-level paging");
 

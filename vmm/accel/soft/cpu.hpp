@@ -39,7 +39,7 @@ enum class Access : uint8_t { Read, Write, Execute };
 // miss and a page split. An invalid tag differs from every linear address that indexes this entry: it is
 // k_invalid_tag, whose index bits are set so that it matches only the entry it can never be stored in (see
 // invalid_tag()). The write tag is valid only for pages that stores may reach directly: dirty in the page tables, RAM,
-// and without translated code. Pages that are not RAM never get an entry.
+// without translated code, and noted where stores are logged. Pages that are not RAM never get an entry.
 struct TlbEntry {
     uint64_t read_tag;
     uint64_t write_tag;
@@ -117,6 +117,11 @@ public:
     // Whether translated code was made from this page: stores to it must call code_written().
     virtual bool has_code(uint64_t gpa_page) const noexcept = 0;
     virtual void code_written(uint64_t gpa, size_t size) noexcept = 0;
+    // A log of stores: the CPU stores to the page about now, or is about to cache that it may (TlbEntry::write_tag).
+    // Whoever reads the log has all vCPUs drop_write_tags() after that and before looking at what was stored.
+    virtual void note_store(uint64_t gpa_page) noexcept = 0;
+    // Whether stores to the page need no note (now): it has one, or there is no log.
+    virtual bool store_noted(uint64_t gpa_page) const noexcept = 0;
 };
 
 // ---- The CPU -------------------------------------------------------------------------------------------------------
@@ -252,6 +257,8 @@ void flush_tlb_non_global(Cpu& cpu) noexcept;
 void flush_tlb_page(Cpu& cpu, uint64_t linear) noexcept;
 // Drops write permission of a page that now holds code (in both sets, every alias).
 void flush_tlb_writes_to(Cpu& cpu, uint64_t gpa_page) noexcept;
+// Drops all write permissions: the next store to each page is noted anew.
+void drop_write_tags(Cpu& cpu) noexcept;
 
 void update_mode(Cpu& cpu) noexcept;
 void reset_cpu(Cpu& cpu) noexcept;  // reset vector; `INIT` is reset_cpu with memory types, FPU and TSC kept

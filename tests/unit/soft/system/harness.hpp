@@ -41,6 +41,10 @@ public:
     }
     bool has_code(uint64_t gpa_page) const noexcept override { return code.contains(gpa_page); }
     void code_written(uint64_t gpa, size_t size) noexcept override { code_writes.emplace_back(gpa, size); }
+    void note_store(uint64_t gpa_page) noexcept override {
+        if (logging) stores.insert(gpa_page);
+    }
+    bool store_noted(uint64_t gpa_page) const noexcept override { return !logging || stores.contains(gpa_page); }
 
     template <class T = uint64_t>
     T get(uint64_t gpa) const {
@@ -54,7 +58,8 @@ public:
     }
     std::byte* at(uint64_t gpa) { return m_ram.get() + gpa; }
 
-    std::set<uint64_t> rom, holes, code;
+    std::set<uint64_t> rom, holes, code, stores;
+    bool logging = false;
     std::vector<std::pair<uint64_t, size_t>> code_writes;
 
 private:

@@ -78,7 +78,7 @@ bool access_page(Cpu& cpu, uint64_t linear, Access access, Privilege privilege, 
     bool const ours = privilege != Privilege::Implicit && access != Access::Execute;
     if (ours && access == Access::Write && entry.write_tag == (linear & k_page_mask)) {
         // SAFETY: fill_tlb() stored the address of a host page.
-        page = {.gpa = 0, .host = reinterpret_cast<std::byte*>(entry.host) + offset, .direct = true};
+        page = {.gpa = 0, .host = reinterpret_cast<std::byte*>(entry.host) + offset, .direct = true, .noted = true};
         return true;
     }
     if (ours && access == Access::Read && entry.read_tag == (linear & k_page_mask)) {
@@ -118,6 +118,11 @@ void page_write(Cpu& cpu, PageAccess const& page, void const* from, size_t size)
         return;
     }
     copy(page.host, from, size);
+    page_stored(cpu, page, size);
+}
+
+void page_stored(Cpu& cpu, PageAccess const& page, size_t size) noexcept {
+    if (!page.noted) cpu.memory->note_store(page.gpa & k_page_mask);
     if (!page.direct) cpu.memory->code_written(page.gpa, size);
 }
 

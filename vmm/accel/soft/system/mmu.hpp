@@ -28,12 +28,13 @@ struct PageWalk {
 bool walk_page(Cpu& cpu, uint64_t linear, Access access, Privilege privilege, PageWalk& walk, uint32_t& error) noexcept;
 
 // Where a part of one page is, for chunked accesses. `host` is null for MMIO; `direct` says that the host bytes may be
-// written without telling anybody (RAM without translated code).
+// written without telling the translator (RAM without translated code); `noted`, that the log of stores has the page.
 struct PageAccess {
     uint64_t gpa = 0;
     std::byte* host = nullptr;
     bool direct = false;
     bool read_only = false; // ROM: writes go to GuestIo
+    bool noted = false;
 };
 // Looks in the TLB first and fills it. False: Cpu::fault is #PF, or #GP (#SS where `stack`) for a non-canonical
 // address.
@@ -42,6 +43,8 @@ bool access_page(Cpu& cpu, uint64_t linear, Access access, Privilege privilege, 
 // The bytes of one page that access_page() found; at most to the page's end.
 void page_read(Cpu& cpu, PageAccess const& page, void* to, size_t size) noexcept;
 void page_write(Cpu& cpu, PageAccess const& page, void const* from, size_t size) noexcept;
+// After a store to page.host that page_write() did not do: `size` bytes from there on.
+void page_stored(Cpu& cpu, PageAccess const& page, size_t size) noexcept;
 
 // memory_read() and memory_write() by privilege. Sizes of 0 to 4,096 bytes.
 bool linear_read(Cpu& cpu, uint64_t linear, void* to, size_t size, Privilege privilege, bool stack = false) noexcept;

@@ -1,7 +1,8 @@
 // The page walk and the TLB fill.
 //
 // Compiled for general registers only: emitted code calls fill_tlb() with the guest's FP state in the host's registers.
-// Nothing outside of this file is called but PhysicalMemory::host_page and has_code, which obey the same rule.
+// Nothing outside of this file is called but PhysicalMemory::host_page, has_code, note_store and store_noted, which
+// obey the same rule.
 //
 // A page table that is not in RAM reads as all ones (reserved bits set), one in ROM keeps its A and D bits. Tables are
 // not looked up in device memory. A and D updates of a table that shares its page with translated code do not
@@ -31,6 +32,7 @@ template <class Entry>
 struct Step64 {
     Entry* at = nullptr; // null: in no RAM, cannot be updated
     Entry value = 0;
+    uint64_t gpa_page = 0;
 };
 
 struct Request {
@@ -44,21 +46,22 @@ template <class Entry>
 Step64<Entry> read_entry(Cpu& cpu, uint64_t gpa) noexcept {
     bool writable = false;
     std::byte* page = cpu.memory->host_page(gpa & k_page_mask, writable);
-    if (!page) return {nullptr, static_cast<Entry>(~Entry{0})};
+    if (!page) return {nullptr, static_cast<Entry>(~Entry{0}), 0};
     // SAFETY: entries are naturally aligned within a host page, which is page-aligned and stays mapped.
     auto* at = reinterpret_cast<Entry*>(page + (gpa & ~k_page_mask));
-    return {writable ? at : nullptr, __atomic_load_n(at, __ATOMIC_RELAXED)};
+    return {writable ? at : nullptr, __atomic_load_n(at, __ATOMIC_RELAXED), gpa & k_page_mask};
 }
 
 // False where another agent changed the entry since it was read: the walk starts again.
 template <class Entry>
-bool set_bits(Step64<Entry>& step, Entry bits) noexcept {
+bool set_bits(Cpu& cpu, Step64<Entry>& step, Entry bits) noexcept {
     if ((step.value & bits) == bits || !step.at) return true;
     Entry expected = step.value;
     Entry wanted = static_cast<Entry>(step.value | bits);
     if (!__atomic_compare_exchange_n(step.at, &expected, wanted, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST))
         return false;
     step.value = wanted;
+    cpu.memory->note_store(step.gpa_page);
     return true;
 }
 
@@ -109,7 +112,8 @@ Outcome walk32(Request const& request, PageWalk& walk, uint32_t& error) noexcept
         }
         if (!allowed(request, writable, user, false))
             return error = access_error(request) | k_error_present, Outcome::Fault;
-        if (!set_bits(directory, request.access == Access::Write ? accessed | dirty : accessed)) return Outcome::Again;
+        if (!set_bits(cpu, directory, request.access == Access::Write ? accessed | dirty : accessed))
+            return Outcome::Again;
         walk.gpa_page = (directory.value & 0xFFC00000) | (static_cast<uint64_t>(directory.value >> 13) & 0xFF) << 32 |
                         (linear & 0x3FF000);
         walk.size = PageSize::Huge;
@@ -123,8 +127,8 @@ Outcome walk32(Request const& request, PageWalk& walk, uint32_t& error) noexcept
     user = user && (table.value & k_us);
     if (!allowed(request, writable, user, false))
         return error = access_error(request) | k_error_present, Outcome::Fault;
-    if (!set_bits(directory, accessed)) return Outcome::Again;
-    if (!set_bits(table, request.access == Access::Write ? accessed | dirty : accessed)) return Outcome::Again;
+    if (!set_bits(cpu, directory, accessed)) return Outcome::Again;
+    if (!set_bits(cpu, table, request.access == Access::Write ? accessed | dirty : accessed)) return Outcome::Again;
     walk.gpa_page = table.value & 0xFFFFF000;
     walk.size = PageSize::Small;
     fill_walk(request, walk, writable, user, table.value & k_g, table.value & k_d);
@@ -183,9 +187,9 @@ Outcome walk64(Request const& request, PageWalk& walk, uint32_t& error) noexcept
             return error = access_error(request) | k_error_present, Outcome::Fault;
         }
         for (unsigned i = 0; i < uppers; ++i) {
-            if (!set_bits(upper[i], k_a)) return Outcome::Again;
+            if (!set_bits(cpu, upper[i], k_a)) return Outcome::Again;
         }
-        if (!set_bits(entry, request.access == Access::Write ? k_a | k_d : k_a)) return Outcome::Again;
+        if (!set_bits(cpu, entry, request.access == Access::Write ? k_a | k_d : k_a)) return Outcome::Again;
         uint64_t const offset = mask_bits(shift);
         walk.gpa_page = ((entry.value & k_address & ~offset) | (request.linear & offset)) & k_page_mask;
         walk.size = level == 1 ? PageSize::Small : level == 2 ? PageSize::Large : PageSize::Huge;
@@ -250,13 +254,15 @@ bool fill_tlb(Cpu& cpu, uint64_t linear, bool write) noexcept {
     std::byte* host = cpu.memory->host_page(walk.gpa_page, ram);
     if (!host) return false;
     bool const direct = ram && !cpu.memory->has_code(walk.gpa_page);
+    if (write && direct) cpu.memory->note_store(walk.gpa_page);
 
     uint64_t const page = linear & k_page_mask;
     size_t const index = tlb_index(linear);
     TlbEntry& entry = cpu.tlb[set].entries[index];
     remember_entry(cpu, set, index, entry, walk, page);
     entry.read_tag = page;
-    entry.write_tag = direct && walk.writable && walk.dirty ? page : invalid_tag(index);
+    bool const stores = direct && walk.writable && walk.dirty && (write || cpu.memory->store_noted(walk.gpa_page));
+    entry.write_tag = stores ? page : invalid_tag(index);
     // SAFETY: the address of a host page, which emitted code adds an offset below the page's size to.
     entry.host = reinterpret_cast<uint64_t>(host);
     ++cpu.tlb_fills;

@@ -162,7 +162,7 @@ void move_chunk(Cpu& cpu, Operation const& op, Chunk const& chunk) noexcept {
             std::memcpy(element(op, to, chunk.elements, i).host, value.data(), op.size);
         }
     }
-    if (!to.direct) cpu.memory->code_written(to.gpa, bytes);
+    page_stored(cpu, to, bytes);
 }
 
 void store_chunk(Cpu& cpu, Operation const& op, Chunk const& chunk) noexcept {
@@ -183,7 +183,7 @@ void store_chunk(Cpu& cpu, Operation const& op, Chunk const& chunk) noexcept {
     } else {
         for (size_t at = 0; at < bytes; at += op.size) std::memcpy(to.host + at, &value, op.size);
     }
-    if (!to.direct) cpu.memory->code_written(to.gpa, bytes);
+    page_stored(cpu, to, bytes);
 }
 
 void compare_flags(Cpu& cpu, uint64_t left, uint64_t right, size_t size) noexcept {

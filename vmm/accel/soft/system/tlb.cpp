@@ -83,6 +83,11 @@ void flush_tlb_writes_to(Cpu& cpu, uint64_t gpa_page) noexcept {
     }
 }
 
+void drop_write_tags(Cpu& cpu) noexcept {
+    for (TlbSet& set : cpu.tlb)
+        for (size_t index = 0; index < k_tlb_entries; ++index) set.entries[index].write_tag = invalid_tag(index);
+}
+
 void drop_user_pages_from_supervisor_set(Cpu& cpu) noexcept {
     TlbBook& book = cpu.tlb_book;
     auto drop_user = [&](size_t index) {

@@ -64,7 +64,7 @@ public:
     std::atomic<SoftVcpu*> m_vcpu{nullptr};
 };
 
-class SoftPartition final : public Partition {
+class SoftPartition final : public Partition, private DirtyLog {
 public:
     SoftPartition(std::unique_ptr<GuestMemoryMap> memory, uint64_t tsc_hz)
         : m_memory(std::move(memory)), m_tsc_hz(tsc_hz), m_pattern(std::make_unique<Cpu>()) {
@@ -74,7 +74,7 @@ public:
     }
 
     AcceleratorCapabilities const& capabilities() const noexcept override {
-        static AcceleratorCapabilities const capabilities{.name = "soft", .max_vcpus = 1};
+        static AcceleratorCapabilities const capabilities{.name = "soft", .max_vcpus = 1, .dirty_log = true};
         return capabilities;
     }
 
@@ -90,7 +90,9 @@ public:
     void memory_written(GuestPhysAddr first, size_t size) noexcept override {
         SoftVcpu* vcpu = m_signals.m_vcpu.load();
         if (vcpu && size != 0) vcpu->memory_written(first.value(), size);
+        m_memory->note_device_stores(first.value(), size);
     }
+    DirtyLog* dirty_log() noexcept override { return this; }
 
     Result<std::unique_ptr<Vcpu>> create_vcpu(unsigned index, GuestIo& io,
                                               devices::CpuInterrupts* interrupts) override {
@@ -137,6 +139,26 @@ private:
     Cpu const& any_cpu() const {
         SoftVcpu* vcpu = m_signals.m_vcpu.load();
         return vcpu ? vcpu->cpu() : *m_pattern;
+    }
+
+    // DirtyLog. The vCPU's write tags stand for notes: they go whenever notes did, so that the stores that they let
+    // through are in memory before the caller looks, or noted again.
+    Result<void> start() override {
+        TRY(m_memory->start_log());
+        drop_write_tags();
+        return {};
+    }
+    Result<void> stop() override {
+        m_memory->stop_log();
+        return {};
+    }
+    Result<std::vector<uint64_t>> harvest(GuestPhysAddr gpa) override {
+        auto stores = TRY(m_memory->take_stores(gpa));
+        drop_write_tags();
+        return stores;
+    }
+    void drop_write_tags() {
+        if (SoftVcpu* vcpu = m_signals.m_vcpu.load()) vcpu->drop_write_tags();
     }
 
     void changed(GuestPhysAddr gpa, size_t size) {

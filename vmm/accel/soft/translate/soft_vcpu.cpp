@@ -15,6 +15,7 @@ namespace {
 constexpr size_t k_stack = 256 * 1024; // below the frame: fill_tlb() and signal handlers
 constexpr uint64_t k_flag_tf = 1 << 8, k_flag_if = 1 << 9;
 constexpr uint32_t k_attention_memory_map = 1U << 16;
+constexpr uint32_t k_attention_write_tags = 1U << 17;
 
 uint64_t slot_of(uint64_t rflags) {
     return (rflags & 0xFF) << 8 | (rflags >> 11 & 1);
@@ -94,6 +95,23 @@ void SoftVcpu::memory_map_changed(uint64_t gpa, size_t size) noexcept {
     raise_attention(k_attention_memory_map);
 }
 
+void SoftVcpu::drop_write_tags() {
+    std::unique_lock lock(m_run_mutex);
+    uint64_t const wanted = ++m_drops_wanted;
+    if (m_in_run) {
+        raise_attention(k_attention_write_tags);
+        m_run_changed.wait(lock, [&] { return m_drops_done >= wanted || !m_in_run; });
+    }
+    if (m_drops_done < wanted) drop_wanted_write_tags();
+}
+
+// m_run_mutex held; on the vCPU's thread, or with it outside of run().
+void SoftVcpu::drop_wanted_write_tags() noexcept {
+    soft::drop_write_tags(cpu());
+    m_drops_done = m_drops_wanted;
+    m_run_changed.notify_all();
+}
+
 void SoftVcpu::wait() {
     ++m_counts.halts;
     m_waiting.store(true);
@@ -116,6 +134,10 @@ std::optional<VcpuExit> SoftVcpu::attend() {
     Cpu& c = cpu();
     m_cache->restore_salts();
     uint32_t bits = c.attention.exchange(0);
+    if (bits & k_attention_write_tags) {
+        std::lock_guard lock(m_run_mutex);
+        drop_wanted_write_tags();
+    }
     if (bits & k_attention_memory_map) flush_tlb_all(c);
     if (bits & k_attention_stale_code) m_cache->process_stale();
     if (bits & k_attention_init) apply_init();
@@ -152,6 +174,18 @@ bool SoftVcpu::deliver_pending() {
 }
 
 Result<VcpuExit> SoftVcpu::run() {
+    {
+        std::lock_guard lock(m_run_mutex);
+        m_in_run = true;
+    }
+    auto exit = run_until_exit();
+    std::lock_guard lock(m_run_mutex);
+    m_in_run = false;
+    m_run_changed.notify_all();
+    return exit;
+}
+
+Result<VcpuExit> SoftVcpu::run_until_exit() {
     HostFaultScope scope(m_fault_target);
     m_cache->restore_salts();
     for (;;) {

@@ -2,8 +2,10 @@
 // delivers faults and interrupts between them.
 #pragma once
 
+#include <condition_variable>
 #include <functional>
 #include <map>
+#include <mutex>
 
 #include "vmm/accel/accelerator.hpp"
 #include "vmm/accel/soft/translate/code_cache.hpp"
@@ -37,6 +39,9 @@ public:
     // Any thread.
     void memory_written(uint64_t gpa, size_t size) noexcept { m_cache->memory_written(gpa, size); }
     void memory_map_changed(uint64_t gpa, size_t size) noexcept;
+    // Any thread but the vCPU's, and not under a lock that a device may want: returns when no store that was let
+    // through before can follow any more without being noted in the log of stores.
+    void drop_write_tags();
 
     // With the vCPU stopped.
     void set_trace(BlockTrace trace) { m_trace = std::move(trace); }
@@ -48,6 +53,8 @@ private:
 
     enum class Next : uint8_t { Dispatch, Enter };
 
+    Result<VcpuExit> run_until_exit();
+    void drop_wanted_write_tags() noexcept;
     // One round. Nothing: go on.
     std::optional<VcpuExit> attend();
     bool deliver_pending();
@@ -84,6 +91,13 @@ private:
     bool m_nmi_pending = false;
     bool m_shutdown = false;
     std::atomic<bool> m_waiting{false};
+
+    std::mutex m_run_mutex;
+    std::condition_variable m_run_changed;
+    bool m_in_run = false;       // under m_run_mutex, as the next two
+    uint64_t m_drops_wanted = 0; // of write tags
+    uint64_t m_drops_done = 0;
+
     std::atomic<uint32_t> m_startup_vector{0};
     uint8_t const* m_next_entry = nullptr;
 
