@@ -98,17 +98,20 @@ void SavedRun::serve(control::Server& server, Machine& machine, Hooks hooks) {
     });
 }
 
-Result<MachineSource> SavedRun::save() {
-    // The home's variables are the flash's, and RAM is whole.
+Result<ByteVector> SavedRun::encode_state() {
     TRY(m_machine->platform().flush());
-    if (m_lazy) m_lazy->finish();
+    finish_memory();
     auto state = TRY(m_machine->save_state());
     {
         std::lock_guard lock(m_machine->loop().device_lock());
         state.agent_session = m_hooks.save_agent();
     }
+    return encode_machine_state(std::move(state));
+}
+
+Result<MachineSource> SavedRun::save() {
     MachineSource source;
-    source.state = encode_machine_state(std::move(state));
+    source.state = TRY(encode_state());
     for (auto part : m_machine->ram().parts())
         if (!part.empty()) source.memory.emplace_back(part);
     return source;

@@ -50,6 +50,13 @@ public:
     // Handlers of control's requests. The machine outlives the server.
     void serve(control::Server& server, Machine& machine, Hooks hooks);
 
+    // Any thread, while the machine runs: returns when no part of RAM is still on its way from the saved machine.
+    void finish_memory() noexcept {
+        if (m_lazy) m_lazy->finish();
+    }
+    // After serve(), with the machine paused: all of it but RAM, encoded; the home's variables are the flash's then.
+    Result<ByteVector> encode_state();
+
 private:
     SavedRun(SnapshotStore store, Options options) : m_store(std::move(store)), m_options(options) {}
 

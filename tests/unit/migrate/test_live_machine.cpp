@@ -243,6 +243,31 @@ TEST_F(LiveMigration, FailedSwitchOverLeavesTheSourceRunning) {
     EXPECT_FALSE(m_source->machine->partition().dirty_log()->harvest(GuestPhysAddr(0))) << "the log still runs";
 }
 
+// What devices write by way of the machine's RAM is in the log, and so is RAM that a reset wipes.
+TEST_F(LiveMigration, LogHasWhatDevicesWroteAndWipes) {
+    auto& machine = *m_source->machine;
+    auto* log = machine.partition().dirty_log();
+    ASSERT_NE(log, nullptr);
+    RamPages const numbers(machine.ram());
+    paused(machine, [&] {
+        PageSet pages(numbers.count());
+        ASSERT_TRUE(log->start());
+        ASSERT_TRUE(harvest_dirty(*log, machine.ram(), numbers, pages));
+        PageSet written(numbers.count());
+        ASSERT_TRUE(machine.ram().write(GuestPhysAddr(0x200FFF), as_bytes("ab"))); // copied, as virtio does
+        machine.ram().span(GuestPhysAddr(0x300000), 1)[0] = std::byte{1};          // in place, as NVMe does
+        machine.ram().written(GuestPhysAddr(0x300000), 1);
+        ASSERT_TRUE(harvest_dirty(*log, machine.ram(), numbers, written));
+        EXPECT_EQ(written.count(), 3U);
+        for (uint64_t page : {0x200U, 0x201U, 0x300U}) EXPECT_TRUE(written.contains(page)) << page;
+        machine.ram().wipe();
+        PageSet wiped(numbers.count());
+        ASSERT_TRUE(harvest_dirty(*log, machine.ram(), numbers, wiped));
+        EXPECT_EQ(wiped.count(), numbers.count() - layout::k_legacy_video_size / k_ram_page);
+        EXPECT_TRUE(log->stop());
+    });
+}
+
 // A guest that is held back does less, and stops as soon as others do.
 TEST_F(LiveMigration, ThrottledGuestStillStops) {
     auto& machine = *m_source->machine;
