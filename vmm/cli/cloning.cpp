@@ -23,8 +23,7 @@ Result<CloneSource> read_source(vmm::HomeSession& home) {
     CloneSource source;
     source.config = home.config();
     source.nvram = TRY(home.load(vmm::HomeFile::Nvram));
-    if (source.config.tpm != vmm::TpmKind::None && home.has(vmm::HomeFile::Tpm))
-        source.tpm = TpmStateBytes(TRY(home.load(vmm::HomeFile::Tpm)));
+    if (source.config.tpm != vmm::TpmKind::None) source.tpm = TpmStateBytes(TRY(vmm::load_tpm(home)));
     return source;
 }
 

@@ -32,7 +32,7 @@ void add_clone_options(CLI::App& verb, CloneOptions& options);
 struct CloneSource {
     vmm::VmConfig config;
     ByteVector nvram;
-    TpmStateBytes tpm;            // empty where the VM has no TPM, or its first start was to make it
+    TpmStateBytes tpm;            // empty where the VM has no TPM
     std::optional<Uuid> provider; // of an encrypted home
     vmm::HistoryKind event = vmm::HistoryKind::Cloned;
     std::string event_text; // what the new home's history begins with; empty: of which VM it is a copy

@@ -211,7 +211,7 @@ Result<int> replace(Context const& context, Options const& options) {
     if (!options.yes) TRY(confirm(options.name));
     auto* keeper = TRY(opener.keeper());
     auto const opened = TRY(vmm::AuthorityStore(location.root).open_or_make(*keeper, provider));
-    auto state = TRY(home->load(vmm::HomeFile::Tpm));
+    auto state = TRY(vmm::load_tpm(*home));
     auto& store = home->store(vmm::HomeFile::Tpm);
     auto tpm = TRY(devices::LibtpmsBackend::create(std::move(state), devices::TpmManufacture::No, store));
     devices::TpmClient client(*tpm);

@@ -10,12 +10,9 @@ Result<std::unique_ptr<TpmAccess>> TpmAccess::open(Context const& context, std::
     auto& home = *access->m_home;
     if (home.config().tpm == vmm::TpmKind::None)
         return make_error(ErrorCode::InvalidArgument, "VM '{}' has no TPM", name);
-    if (!home.has(vmm::HomeFile::Tpm))
-        return make_error(ErrorCode::NotFound, "the TPM of '{}' does not exist yet: the VM's first start makes it",
-                          name);
     devices::NvStore& store = changes == TpmChanges::Keep ? home.store(vmm::HomeFile::Tpm)
                                                           : static_cast<devices::NvStore&>(access->m_discarded);
-    auto tpm = devices::LibtpmsBackend::create(TRY(home.load(vmm::HomeFile::Tpm)), devices::TpmManufacture::No, store);
+    auto tpm = devices::LibtpmsBackend::create(TRY(vmm::load_tpm(home)), devices::TpmManufacture::No, store);
     if (!tpm) return std::move(tpm).error().with_context("cannot start the TPM");
     access->m_tpm = std::move(*tpm);
     return access;

@@ -26,7 +26,7 @@ struct NewDisks {
 // What a new home holds besides its configuration.
 struct HomeContents {
     Bytes nvram;
-    Bytes tpm; // state of the TPM; empty: none, or the VM's first start makes one
+    Bytes tpm; // state of the TPM; empty where the VM has none
     NewDisks disks = {};
     // What befell the home that this one continues, and what made it this one.
     std::vector<HistoryEvent> history = {};

@@ -61,6 +61,18 @@ Result<std::optional<FileHead>> read_file_head(std::filesystem::path const& path
     return std::optional(std::move(head));
 }
 
+Result<ByteVector> load_tpm(HomeSession const& home) {
+    if (home.has(HomeFile::Tpm)) {
+        auto state = TRY(home.load(HomeFile::Tpm));
+        if (!state.empty()) return state;
+    }
+    auto const& name = home.config().name;
+    return make_error(ErrorCode::NotFound,
+                      "the home of '{}' does not hold the TPM that the VM has: restore a backup, or give it a new TPM "
+                      "with 'coffer tpm remove {}' and 'coffer tpm add {}'",
+                      name, name, name);
+}
+
 HomeBase::HomeBase(HomeLocation location, std::optional<HomeLock> lock)
     : m_location(std::move(location)),
       m_lock(std::move(lock)), m_stores{Store(*this, HomeFile::Config),  Store(*this, HomeFile::Nvram),

@@ -106,7 +106,7 @@ public:
     virtual bool first_seen() const noexcept = 0;
 
     // Whether the file was ever written, by the home's authenticated manifest (in an unencrypted home: whether it is
-    // there). A TPM is manufactured where the configuration has one and has(HomeFile::Tpm) is false, and never else.
+    // there).
     virtual bool has(HomeFile file) const = 0;
 
     // The content, authenticated. Integrity where it was changed, is missing though the manifest names it, or is older
@@ -175,6 +175,10 @@ public:
     // commit() as the devices know it. Lives as long as the session.
     virtual devices::NvStore& store(HomeFile file) noexcept = 0;
 };
+
+// The TPM's permanent state. NotFound where the home lacks it, with what the user can do: no TPM is ever made in place
+// of one that is missing, because the guest would find its secrets gone without a word.
+Result<ByteVector> load_tpm(HomeSession const& home);
 
 // How the key is had. The keeper is a process of its own: provider code and its keys are never in this one.
 struct KeeperOptions {

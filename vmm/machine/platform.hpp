@@ -37,8 +37,7 @@ struct PlatformConfig {
     devices::NvStore* variable_store = nullptr;
 
     struct Tpm {
-        std::optional<ByteVector> state; // what the home holds
-        bool manufacture = false;        // the home never held one: make it
+        ByteVector state; // what the home holds
         devices::NvStore* store = nullptr;
     };
     std::optional<Tpm> tpm; // required where vm.tpm is not None

@@ -1,6 +1,5 @@
 // The TPM: libtpms behind the register interface that the VM has, and the page of the physical presence interface.
 #include "devices/tpm/tpm_client.hpp"
-#include "devices/tpm/tpm_manufacture.hpp"
 #include "vmm/layout.hpp"
 #include "vmm/machine/platform_parts.hpp"
 
@@ -11,12 +10,6 @@ Result<void> Platform::build_tpm() {
     if (!m_config.tpm || !m_config.tpm->store)
         return make_error(ErrorCode::Internal, "the VM has a TPM, and no store for its state was given");
     auto& tpm = *m_config.tpm;
-    if (tpm.manufacture) {
-        auto made = devices::manufacture_tpm(m_config.vm.pcr_banks);
-        if (!made) return std::move(made).error().with_context("cannot make a TPM");
-        tpm.state = std::move(*made);
-        TRY(tpm.store->commit(*tpm.state));
-    }
     m_tpm = std::make_unique<TpmDevices>();
     m_tpm->backend =
         TRY_CONTEXT(devices::LibtpmsBackend::create(std::move(tpm.state), devices::TpmManufacture::No, *tpm.store),

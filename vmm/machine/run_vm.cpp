@@ -170,9 +170,7 @@ Result<PlatformConfig> Runner::make_config() {
     config.variable_store = &m_home.store(HomeFile::Nvram);
     if (config.vm.tpm != TpmKind::None) {
         PlatformConfig::Tpm tpm;
-        // Only a home that says, authenticated, that it never held a TPM gets a new one.
-        tpm.manufacture = !m_home.has(HomeFile::Tpm);
-        if (!tpm.manufacture) tpm.state = TRY(m_home.load(HomeFile::Tpm));
+        tpm.state = TRY(load_tpm(m_home));
         tpm.store = &m_home.store(HomeFile::Tpm);
         config.tpm = std::move(tpm);
     }

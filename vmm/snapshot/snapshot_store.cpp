@@ -216,10 +216,7 @@ Result<SnapshotRecord> SnapshotStore::take(std::string tag, std::string descript
                                            "'coffer run --discard-suspended', before a snapshot is taken");
     if (m_index.snapshots.size() >= k_max_snapshots)
         return make_error(ErrorCode::NoSpace, "a VM has at most {} snapshots: delete one first", k_max_snapshots);
-    if (m_home.config().tpm != TpmKind::None && !m_home.has(HomeFile::Tpm))
-        return make_error(ErrorCode::InvalidArgument,
-                          "the TPM of '{}' does not exist yet, so that there is nothing to go back to: run the VM once",
-                          m_home.config().name);
+    if (m_home.config().tpm != TpmKind::None) TRY(load_tpm(m_home));
     TRY(clean_up());
 
     SnapshotRecord record;
