@@ -1,6 +1,7 @@
 // A home that can be put back to what it was, for tests that stop the process at every system call that writes.
 #pragma once
 
+#include "tests/support/saved_folder.hpp"
 #include "tests/support/syscall_tracer.hpp"
 #include "tests/unit/home/home_fixture.hpp"
 
@@ -16,16 +17,10 @@ class HomeCrash : public HomeTest {
 protected:
     void SetUp() override {
         HomeTest::SetUp();
-        std::filesystem::copy(m_folder.path(), m_saved.path() / "all", std::filesystem::copy_options::recursive);
+        m_saved.save();
     }
     // The folders as they were after SetUp.
-    void rewind() {
-        for (auto const* name : {"root", "state"}) {
-            std::filesystem::remove_all(m_folder.path() / name);
-            std::filesystem::copy(m_saved.path() / "all" / name, m_folder.path() / name,
-                                  std::filesystem::copy_options::recursive);
-        }
-    }
+    void rewind() { m_saved.rewind(); }
     // What the home's TPM state is, after a crash, when the home is opened by two processes one after the other.
     ByteVector reopened_tpm() {
         ByteVector first;
@@ -53,7 +48,8 @@ protected:
         return row;
     }
 
-    coffer::tests::TempFolder m_saved;
+    coffer::tests::SavedFolder m_saved{m_folder.path(), {"root", "state"}};
+    coffer::tests::TempFolder m_beside; // what rewind() leaves alone
 };
 
 } // namespace coffer::vmm::tests

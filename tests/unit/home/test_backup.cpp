@@ -58,9 +58,9 @@ protected:
                             file.header().sequence);
     }
 
-    std::filesystem::path m_disk = m_saved.path() / "disk.img";
-    std::filesystem::path m_file = m_saved.path() / "vm.backup";
-    std::filesystem::path m_out = m_saved.path() / "out.img";
+    std::filesystem::path m_disk = m_beside.path() / "disk.img";
+    std::filesystem::path m_file = m_beside.path() / "vm.backup";
+    std::filesystem::path m_out = m_beside.path() / "out.img";
     ByteVector m_content;
 };
 
@@ -168,7 +168,7 @@ TEST_F(BackupTest, CutAndStretchedFilesAreRefused) {
 // A part of another backup of the same VM, at the same place and of the same size.
 TEST_F(BackupTest, MixedBackupsAreRefused) {
     ASSERT_TRUE(write(m_file, true));
-    auto const other_path = m_saved.path() / "other.backup";
+    auto const other_path = m_beside.path() / "other.backup";
     ASSERT_TRUE(write(other_path, true));
     auto const original = content(m_file);
     auto const other = content(other_path);
@@ -224,7 +224,7 @@ TEST_F(BackupTest, OfADamagedHomeIsRefused) {
 TEST_F(BackupTest, RestoredHomeIsTheNewest) {
     ASSERT_TRUE(write(m_file, false));
     ASSERT_TRUE((*m_host.open("vm"))->commit(HomeFile::Tpm, bytes_of("newer")));
-    auto const lost = m_saved.path() / "lost";
+    auto const lost = m_beside.path() / "lost";
     std::filesystem::copy(m_host.location("vm").folder(), lost, std::filesystem::copy_options::recursive);
     auto const before = read_host_record(record());
     ASSERT_FALSE(restore(m_file)) << "there is a home of this name";
@@ -244,7 +244,7 @@ TEST_F(BackupTest, RestoredHomeIsTheNewest) {
         EXPECT_EQ(history->back().kind, HistoryKind::Restored);
     }
     // The lost home, found again, cannot take its place; nor can a file of it.
-    auto const now = m_saved.path() / "now";
+    auto const now = m_beside.path() / "now";
     std::filesystem::copy(m_host.location("vm").folder(), now, std::filesystem::copy_options::recursive);
     put(file("tpm"), content(lost / "tpm"));
     EXPECT_FALSE(m_host.open("vm"));
@@ -353,7 +353,7 @@ INSTANTIATE_TEST_SUITE_P(Faults, BackupOnFailingDisk, testing::Values(Fault::Eio
 class DiskCopyTest : public BackupTest {};
 
 TEST_F(DiskCopyTest, CopiesAreGoneUnlessTheyAreKept) {
-    auto const copy = m_saved.path() / "new-disk.img";
+    auto const copy = m_beside.path() / "new-disk.img";
     auto nothing = [](uint64_t) { return Result<void>(); };
     {
         auto copies = DiskCopies::plan({{m_disk.native(), false}}, "new", {});
@@ -375,7 +375,7 @@ TEST_F(DiskCopyTest, CopiesAreGoneUnlessTheyAreKept) {
     // Two disks that would have one name.
     auto two = DiskCopies::plan({{m_disk.native(), false}, {m_disk.native(), false}}, "next", {});
     EXPECT_FALSE(two);
-    auto none = DiskCopies::plan({{(m_saved.path() / "missing").native(), false}}, "next", {});
+    auto none = DiskCopies::plan({{(m_beside.path() / "missing").native(), false}}, "next", {});
     ASSERT_FALSE(none);
     EXPECT_EQ(none.error().code(), ErrorCode::NotFound);
     auto device = DiskCopies::plan({{"/dev/null", false}}, "next", {});
@@ -389,7 +389,7 @@ TEST_F(DiskCopyTest, CopiesAreGoneUnlessTheyAreKept) {
 // the source is as it was. What is left does not stand in the way of another attempt, but for a disk that has its name
 // already, which is the user's to judge.
 TEST_F(DiskCopyTest, StoppedAnywhereInCloning) {
-    auto const copy = m_saved.path() / "new-disk.img";
+    auto const copy = m_beside.path() / "new-disk.img";
     auto clone = [&]() -> Result<void> {
         auto source = TRY(m_host.open("vm"));
         auto copies = TRY(DiskCopies::plan({{m_disk.native(), false}}, "new", {}));

@@ -133,10 +133,10 @@ INSTANTIATE_TEST_SUITE_P(Faults, ConvertOnFailingDisk, testing::Values(Fault::Ei
 TEST_F(ConvertCrash, EarlierHomesAreRefused) {
     namespace fs = std::filesystem;
     auto const folder = m_host.location("plain").folder();
-    auto keep = [&](char const* name) { fs::copy(folder, m_saved.path() / name, fs::copy_options::recursive); };
+    auto keep = [&](char const* name) { fs::copy(folder, m_beside.path() / name, fs::copy_options::recursive); };
     auto put_back = [&](char const* name) {
         fs::remove_all(folder);
-        fs::copy(m_saved.path() / name, folder, fs::copy_options::recursive);
+        fs::copy(m_beside.path() / name, folder, fs::copy_options::recursive);
     };
     auto decrypt_plain = [&] {
         auto home = m_host.open("plain");

@@ -2,6 +2,7 @@
 // the old key or the new one, with all of its content, and what was begun can be finished.
 #include <set>
 
+#include "tests/support/saved_folder.hpp"
 #include "tests/support/syscall_tracer.hpp"
 #include "tests/unit/home/home_fixture.hpp"
 
@@ -25,18 +26,7 @@ protected:
         ASSERT_TRUE(home->commit_file("snapshot-1.state", m_state));
         add_image(*home, "snapshot-1.memory", m_image);
         home.reset();
-        save();
-    }
-    void save() {
-        std::filesystem::remove_all(m_saved.path() / "all");
-        std::filesystem::copy(m_folder.path(), m_saved.path() / "all", std::filesystem::copy_options::recursive);
-    }
-    void rewind() {
-        for (auto const* name : {"root", "state"}) {
-            std::filesystem::remove_all(m_folder.path() / name);
-            std::filesystem::copy(m_saved.path() / "all" / name, m_folder.path() / name,
-                                  std::filesystem::copy_options::recursive);
-        }
+        m_saved.save();
     }
     std::unique_ptr<HomeSession> opened(RollbackPolicy rollback = RollbackPolicy::Refuse) {
         auto home = m_host.open("vm", HomeAccess::Writer, rollback);
@@ -68,7 +58,7 @@ protected:
         return epochs;
     }
 
-    coffer::tests::TempFolder m_saved;
+    coffer::tests::SavedFolder m_saved{m_folder.path(), {"root", "state"}};
     std::string m_old_key;
     Uuid m_provider;
     ByteVector m_state = bytes_of("state of a snapshot");
@@ -84,7 +74,7 @@ TEST_P(ShallowRekeyCrash, OpensUnderTheOldKeyOrTheNew) {
     unsigned stops = 0;
     unsigned at_new = 0;
     for (unsigned at = 0; at < k_most_writes; ++at) {
-        rewind();
+        m_saved.rewind();
         auto work = [&] {
             auto home = m_host.open("vm");
             return home && (*home)->rekey(std::move(seal)) ? 0 : 1;
@@ -119,7 +109,7 @@ TEST_P(FailingRekey, SessionAndHomeAgree) {
     auto seal = m_host.make_seal("2/new", m_provider);
     bool failed_once = false;
     for (unsigned at = 0; at < k_most_writes; ++at) {
-        rewind();
+        m_saved.rewind();
         auto work = [&] {
             auto home = m_host.open("vm");
             if (!home) return 3;
@@ -169,7 +159,7 @@ TEST_F(DeepRekeyCrash, FinishesFromEverywhere) {
     unsigned stops = 0;
     unsigned at_new = 0;
     for (unsigned at = 0; at < k_most_writes; ++at) {
-        rewind();
+        m_saved.rewind();
         auto run = run_traced([&] { return rekey_deep(seal); }, {{at, Fault::Kill}});
         bool const begun = finish();
         ASSERT_FALSE(HasFailure()) << "stopped at " << at;
@@ -190,7 +180,7 @@ TEST_F(DeepRekeyCrash, FinishingIsStoppedInTurn) {
     auto seal = m_host.make_seal("2/new", m_provider);
     unsigned stops = 0;
     for (unsigned at = 12; at < k_most_writes; at += 9) {
-        rewind();
+        m_saved.rewind();
         if (!run_traced([&] { return rekey_deep(seal); }, {{at, Fault::Kill}}).killed) break;
         for (unsigned again = 1; again < k_most_writes; again += 4) {
             auto work = [&] {
@@ -214,7 +204,7 @@ TEST_F(DeepRekeyCrash, FinishingIsStoppedInTurn) {
 TEST_F(DeepRekeyCrash, FailsAndFinishesLater) {
     auto seal = m_host.make_seal("2/new", m_provider);
     for (unsigned at = 0; at < k_most_writes; at += 3) {
-        rewind();
+        m_saved.rewind();
         auto run = run_traced([&] { return rekey_deep(seal); }, {{at, Fault::Eio}});
         ASSERT_FALSE(run.killed);
         finish();
@@ -228,7 +218,7 @@ TEST_F(DeepRekeyCrash, AfterAFailedCommit) {
     auto seal = m_host.make_seal("2/new", m_provider);
     unsigned failures = 0;
     for (unsigned at = 0; at < 30; ++at) {
-        rewind();
+        m_saved.rewind();
         auto work = [&] {
             auto home = m_host.open("vm");
             if (!home) return 1;
@@ -249,13 +239,13 @@ TEST_F(RekeyCrash, AcceptedRollbackIsThereOrNot) {
         EXPECT_TRUE(opened()->commit(HomeFile::Tpm, bytes_of("newer")));
         return content(record());
     }();
-    rewind();
+    m_saved.rewind();
     put(record(), known);
-    save();
+    m_saved.save();
     unsigned stops = 0;
     unsigned accepted = 0;
     for (unsigned at = 0; at < k_most_writes; ++at) {
-        rewind();
+        m_saved.rewind();
         auto work = [&] { return m_host.open("vm", HomeAccess::Writer, RollbackPolicy::Accept) ? 0 : 1; };
         auto run = run_traced(work, {{at, Fault::Kill}});
         auto home = m_host.open("vm");
@@ -288,7 +278,7 @@ TEST_F(RekeyCrash, AcceptedRollbackIsThereOrNot) {
 TEST_F(RekeyCrash, FurtherFilesAreThereOrNot) {
     unsigned stops = 0;
     for (unsigned at = 0; at < k_most_writes; ++at) {
-        rewind();
+        m_saved.rewind();
         auto work = [&] {
             auto home = m_host.open("vm");
             if (!home || !(*home)->commit_file("snapshot-2.state", m_nvram)) return 1;

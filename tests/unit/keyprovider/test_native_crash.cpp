@@ -5,6 +5,7 @@
 #include "base/file.hpp"
 #include "keyprovider/native/backup_file.hpp"
 #include "keyprovider/native/native_provider.hpp"
+#include "tests/support/saved_folder.hpp"
 #include "tests/support/syscall_tracer.hpp"
 #include "tests/unit/keyprovider/native_fixture.hpp"
 
@@ -28,7 +29,7 @@ protected:
         ASSERT_TRUE(m_registry.rotate(m_info.id, nobody_asks));
         m_new = wrap(m_registry);
         ASSERT_TRUE(m_registry.backup(m_info.id, m_second_backup, false, m_password, nobody_asks));
-        save();
+        m_saved.save();
     }
     std::optional<Wrapped> wrap(ProviderRegistry const& registry) {
         auto provider = registry.open(m_info.id, nobody_asks);
@@ -44,16 +45,6 @@ protected:
         auto key = (*provider)->unwrap(wrapped.id, wrapped.wrapped);
         return key && to_vector(key->expose()) == wrapped.key;
     }
-    // What is there now is what each attempt begins with.
-    void save() {
-        std::filesystem::remove_all(m_saved.path() / "all");
-        std::filesystem::copy(m_folder.path(), m_saved.path() / "all", std::filesystem::copy_options::recursive);
-    }
-    void rewind() {
-        for (auto const& entry : std::filesystem::directory_iterator(m_folder.path()))
-            std::filesystem::remove_all(entry.path());
-        std::filesystem::copy(m_saved.path() / "all", m_folder.path(), std::filesystem::copy_options::recursive);
-    }
     Result<Restored> restore(std::filesystem::path const& file) {
         return m_other.restore(file, {}, m_password, {nobody_asks, nobody_asks});
     }
@@ -61,7 +52,7 @@ protected:
     template <class Work, class Check>
     unsigned stop_everywhere(Work work, Check check) {
         for (unsigned at = 0; at < k_most_writes; ++at) {
-            rewind();
+            m_saved.rewind();
             auto const run = run_traced([&] { return work() ? 0 : 1; }, {{at, Fault::Kill}});
             SCOPED_TRACE(at);
             if (!run.killed) {
@@ -74,7 +65,7 @@ protected:
         return 0;
     }
 
-    TempFolder m_saved;
+    SavedFolder m_saved{m_folder.path()};
     ProviderRegistry m_other{m_folder.path() / "other host"};
     std::filesystem::path m_first_backup = m_folder.path() / "first.p12";
     std::filesystem::path m_second_backup = m_folder.path() / "second.p12";
@@ -144,7 +135,7 @@ TEST_F(NativeCrash, RestoreOfAProviderThatIsNotThere) {
 
 TEST_F(NativeCrash, RestoreIntoAProviderThatIsThere) {
     ASSERT_TRUE(restore(m_first_backup));
-    save();
+    m_saved.save();
     auto stops = stop_everywhere([&] { return restore(m_second_backup).has_value(); },
                                  [&](bool done) {
                                      EXPECT_TRUE(opens(m_other, *m_old));
@@ -169,7 +160,7 @@ TEST_F(NativeCrash, Backup) {
     std::filesystem::remove(m_first_backup);
     std::filesystem::remove(m_second_backup);
     ASSERT_TRUE(m_registry.rotate(m_info.id, nobody_asks));
-    save();
+    m_saved.save();
     unsigned there = 0;
     auto stops =
         stop_everywhere([&] { return m_registry.backup(m_info.id, file, false, m_password, nobody_asks).has_value(); },

@@ -1,4 +1,5 @@
 // Stopped at every system call that writes: a snapshot is there or not, a revert happened or not, whole.
+#include "tests/support/saved_folder.hpp"
 #include "tests/support/syscall_tracer.hpp"
 #include "tests/unit/snapshot/store_fixture.hpp"
 
@@ -12,26 +13,15 @@ constexpr unsigned k_most_writes = 600; // no operation comes near
 
 class SnapshotCrash : public StoreTest {
 protected:
-    void keep() {
-        std::filesystem::remove_all(m_saved.path() / "all");
-        std::filesystem::copy(m_folder.path(), m_saved.path() / "all", std::filesystem::copy_options::recursive);
-    }
-    void rewind() {
-        for (auto const* name : {"root", "state"}) {
-            std::filesystem::remove_all(m_folder.path() / name);
-            std::filesystem::copy(m_saved.path() / "all" / name, m_folder.path() / name,
-                                  std::filesystem::copy_options::recursive);
-        }
-    }
     // Runs `work` stopped at each writing call in turn, from the kept state, and looks at the home after each. `look`
     // says whether it is as after the work (true) or as before; anything else it fails itself.
     void stop_everywhere(std::function<bool(HomeSession&, SnapshotStore&)> const& work,
                          std::function<bool(HomeSession&, SnapshotStore&)> const& look) {
-        keep();
+        m_saved.save();
         unsigned stops = 0;
         unsigned after = 0;
         for (unsigned at = 0; at < k_most_writes; ++at) {
-            rewind();
+            m_saved.rewind();
             auto run = run_traced(
                 [&] {
                     auto home = m_host.open("vm");
@@ -78,7 +68,7 @@ protected:
         RecordProperty("stop_points", static_cast<int>(stops));
     }
 
-    coffer::tests::TempFolder m_saved;
+    coffer::tests::SavedFolder m_saved{m_folder.path(), {"root", "state"}};
 };
 
 TEST_F(SnapshotCrash, Take) {
