@@ -3,14 +3,13 @@
 import ctypes
 import os
 import shutil
-import socket
 import struct
 import subprocess
 import time
 import unittest
 
-from harness import BOOT_LIMIT, CMDLINE, IMAGES, HostTest
-from test_tpm_serve import PATIENCE, RANDOM, STARTUP, code, receive, transact
+from harness import BOOT_LIMIT, CMDLINE, IMAGES
+from test_tpm_serve import PATIENCE, RANDOM, STARTUP, ServeTest, code, receive, transact
 
 CLONE_NEWNS = 0x00020000
 RETRY = 0x922
@@ -37,15 +36,14 @@ OWN_MOUNTS = own_mounts()
 
 
 @unittest.skipUnless(OWN_MOUNTS, "needs root, to mount a small file system")
-class SmallDisk(HostTest):
-    def setUp(self):
-        super().setUp()
+class SmallDisk(ServeTest):
+    def make_vm(self):
         self.host.root.mkdir(parents=True)
         self.mount("-t", "tmpfs", "-o", "size=6m,mode=0700", "tmpfs")
         self.addCleanup(lambda: subprocess.run(["umount", "-l", self.host.root], check=False))
-        self.add_provider()
-        self.create("vm")
-        self.folder = self.host.folder / "sockets"
+        self.errors = open(self.host.folder / "errors", "w+b")
+        self.addCleanup(self.errors.close)
+        super().make_vm()
 
     def mount(self, *arguments):
         subprocess.run(["mount", *arguments, self.host.root], check=True)
@@ -62,24 +60,6 @@ class SmallDisk(HostTest):
 
     def make_room(self):
         (self.host.root / "ballast").unlink()
-
-    def serve(self):
-        self.errors = open(self.host.folder / "errors", "w+b")
-        self.addCleanup(self.errors.close)
-        server = self.host.start("tpm", "serve", "vm", "--socket-dir", self.folder, stdout=subprocess.PIPE,
-                                 stderr=self.errors, text=True)
-        self.addCleanup(server.stdout.close)
-        self.addCleanup(server.wait)
-        self.addCleanup(server.kill)
-        self.assertIn("serving", server.stdout.readline())
-        return server
-
-    def data(self):
-        stream = socket.socket(socket.AF_UNIX)
-        stream.connect(f"{self.folder}/data")
-        stream.settimeout(PATIENCE)
-        self.addCleanup(stream.close)
-        return stream
 
     def test_the_tpm_says_retry_while_the_disk_is_full_and_loses_nothing(self):
         server = self.serve()

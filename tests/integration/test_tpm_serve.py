@@ -81,15 +81,20 @@ class Control:
 
 
 class ServeTest(HostTest):
+    errors = None  # where a server's messages go; None: where the test's own go
+
     def setUp(self):
         super().setUp()
+        self.make_vm()
+
+    def make_vm(self):
         self.add_provider()
         self.create("vm")
         self.folder = self.host.folder / "sockets"
 
     def serve(self, *where, name="vm"):
         server = self.host.start("tpm", "serve", name, *(where or ("--socket-dir", self.folder)),
-                                 stdout=subprocess.PIPE, text=True)
+                                 stdout=subprocess.PIPE, stderr=self.errors, text=True)
         self.addCleanup(server.stdout.close)
         self.addCleanup(server.wait)
         self.addCleanup(server.kill)
