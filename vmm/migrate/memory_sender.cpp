@@ -49,30 +49,33 @@ public:
     Packer& operator=(Packer const&) = delete;
 
     void pack(Packed& packed) {
-        m_content.resize(packed.pages.size() * k_ram_page);
+        // The guest may write meanwhile, also between the look at a page and its copy: then the log has the page again.
         m_runs.clear();
-        size_t used = 0;
-        for (uint64_t page : packed.pages) {
-            // The guest may write meanwhile: what is looked at is what is sent, and the log has the page again.
-            MutBytes copy = MutBytes(m_content).subspan(used, k_ram_page);
-            Bytes const content = m_numbers.page(page);
-            if (is_zero(content)) {
-                append_page(packed.zeros, page);
-                continue;
-            }
-            std::memcpy(copy.data(), content.data(), k_ram_page);
-            append_page(m_runs, page);
-            used += k_ram_page;
+        for (uint64_t page : packed.pages) append_page(is_zero(m_numbers.page(page)) ? packed.zeros : m_runs, page);
+        for (auto const& run : m_runs) packed.content_pages += run.count;
+        if (m_runs.empty()) return;
+        auto& batch = packed.batch;
+        encode_batch_head(batch, batch_spec::k_content, 0, m_runs);
+        size_t const head = batch.size();
+        size_t const size = packed.content_pages * k_ram_page;
+        if (m_zstd) {
+            m_content.resize(size);
+            copy_pages(m_content);
+            if (!compress(batch, m_content)) batch.insert(batch.end(), m_content.begin(), m_content.end());
+        } else {
+            batch.resize(head + size);
+            copy_pages(MutBytes(batch).subspan(head));
         }
-        packed.content_pages = used / k_ram_page;
-        if (used == 0) return;
-        Bytes const content = Bytes(m_content).first(used);
-        encode_batch_head(packed.batch, batch_spec::k_content, 0, m_runs);
-        if (m_zstd && compress(packed.batch, content)) return;
-        packed.batch.insert(packed.batch.end(), content.begin(), content.end());
     }
 
 private:
+    void copy_pages(MutBytes to) const {
+        for (auto const& run : m_runs)
+            for (uint64_t page = run.first; page < run.first + run.count; ++page) {
+                std::memcpy(to.data(), m_numbers.page(page).data(), k_ram_page);
+                to = to.subspan(k_ram_page);
+            }
+    }
     bool compress(ByteVector& batch, Bytes content) {
         size_t const head = batch.size();
         batch.resize(head + content.size());
