@@ -1,20 +1,47 @@
 """Physical presence requests reach unmodified OVMF, which asks at the console and answers; the memory overwrite request wipes
 RAM at the next reset."""
 
+import re
 import unittest
+import uuid
 
 from harness import CMDLINE, IMAGES, HostTest, Terminal
 
 # OVMF's serial console is a PC ANSI terminal (UEFI 2.10, appendix B): it has Escape, which refuses, and no F12, which accepts.
+# As a terminal of edk2's own type TtyTerm, which is what Linux' terminals are, it has both.
 ESCAPE = b"\x1b"
+F12 = b"\x1b[24~"
+# PciRoot(0)/Pci(0x1F,0)/Serial(0)/Uart(115200,8,N,1)/VenMsg(...): UEFI 2.10, 10.3. OVMF adds its own PC ANSI instance
+# behind all others where there is none, and the last one that is connected decides.
+SERIAL = bytes.fromhex("02010c00d041030a00000000" "01010600001f" "02010c00d041010500000000"
+                       "030e13000000000000c2010000000000080101" "030a1400")
+PC_ANSI = uuid.UUID("e0c14753-f9be-11d2-9a0c-0090273fc14d")
+TTY_TERM = uuid.UUID("7d916d80-5bb1-458c-a48f-e25fdd51ef94")
+CONSOLE = (SERIAL + PC_ANSI.bytes_le + bytes.fromhex("7f010400")
+           + SERIAL + TTY_TERM.bytes_le + bytes.fromhex("7fff0400"))
+GLOBAL = "8BE4DF61-93CA-11D2-AA0D-00E098032B8C"
 PROMPT = rb"coffer-demo# (\x1b\[6n)?$"
 PATIENCE = 900
 
 
 class Ppi(HostTest):
-    def boot(self, kind):
+    def choose_terminal_type(self):
+        """In OVMF's shell, as its setup would; the variables last."""
+        self.terminal = Terminal(self.host, "run", "vm", "--accel", "soft")
+        self.addCleanup(self.terminal.close)
+        self.terminal.read_until(rb"Shell> ", PATIENCE)
+        for name in ("ConIn", "ConOut", "ErrOut"):
+            seen = len(self.terminal.output)
+            self.terminal.type(f"setvar {name} -guid {GLOBAL} -nv -bs -rt ={CONSOLE.hex()}\r".encode())
+            self.terminal.read_until(rb"(?s)^.{%d}.*Shell> " % seen, PATIENCE)
+        self.terminal.type(b"reset -s\r")
+        self.assertEqual(self.terminal.wait(PATIENCE), 0)
+
+    def boot(self, kind, terminal_type=False):
         self.add_provider()
         self.create("vm", "--tpm", kind)
+        if terminal_type:
+            self.choose_terminal_type()
         self.terminal = Terminal(self.host, "run", "vm", "--accel", "soft", "--kernel", IMAGES / "vmlinuz", "--initrd",
                                  IMAGES / "initrd.img", "--cmdline", CMDLINE)
         self.addCleanup(self.terminal.close)
@@ -69,6 +96,30 @@ class Requests(Ppi):
         self.assertEqual(self.response(), "5 0xFFFFFFF0: User Abort")
         self.assertEqual(self.shell("cat /sys/class/tpm/tpm0/ppi/request"), "0")
         self.assertIn("kept", self.shell("coffer-demo-unseal"))
+        self.end()
+
+
+    def accept(self, text, question):
+        self.request(text)
+        self.reboot(question, F12)
+        self.assertEqual(self.shell("cat /sys/class/tpm/tpm0/ppi/request"), "0")
+        self.assertEqual(self.response(), f"{text.split()[0]} 0: Success")
+
+    def banks(self):
+        return set(re.findall(r"pcr-(sha\d+)", self.shell("ls /sys/class/tpm/tpm0")))
+
+    def test_what_is_accepted_is_carried_out(self):
+        """Clear, clear and enable, and banks; after each the firmware has reset the machine, and the guest sees it."""
+        self.boot("crb", terminal_type=True)
+        self.assertEqual(self.banks(), {"sha1", "sha256", "sha384", "sha512"})
+        for operation in ("5", "14", "22"):
+            self.shell("echo kept | coffer-demo-seal")
+            self.assertIn("kept", self.shell("coffer-demo-unseal"))
+            self.accept(operation, rb"clear.*F12")
+            self.assertNotIn("kept", self.shell("coffer-demo-unseal 2>&1; true"))
+        self.accept("23 6", rb"PCR.*F12")
+        self.assertEqual(self.banks(), {"sha256", "sha384"})
+        self.assertNotEqual(self.shell("cat /sys/class/tpm/tpm0/pcr-sha384/0").strip("0"), "", "measured into")
         self.end()
 
 
