@@ -29,7 +29,7 @@ std::vector<size_t> Cluster::order(Nanoseconds now) const {
     return indices;
 }
 
-Result<std::variant<Answer, Refusal>> Cluster::call(Operation operation, PayloadWriter const& payload) {
+Result<std::variant<Answer, Refusal>> Cluster::call(RequestOperation operation, PayloadWriter const& payload) {
     Request const request{operation, payload};
     auto answer = TRY(try_servers(&request));
     return std::move(*answer);
@@ -136,7 +136,7 @@ Result<ProtocolVersion> Cluster::negotiate(Nanoseconds deadline) {
 
 Result<std::variant<Answer, Refusal>> Cluster::exchange(VersionTraits const& traits, Request const& request,
                                                         Nanoseconds deadline) {
-    RequestId const id{request.operation, m_next_id++};
+    RequestId const id{request.operation.in(traits), m_next_id++};
     auto message = TRY(encode_request(traits, id, request.payload));
     return decode_response(TRY(m_connection->exchange(message.expose(), deadline)), id);
 }

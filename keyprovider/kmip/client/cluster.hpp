@@ -19,6 +19,19 @@ struct Limits {
     Nanoseconds longest_pause = 60 * k_ns_per_s;
 };
 
+// What a request is called. Setting an attribute is another operation in KMIP 2.0 than before, and the servers of a
+// cluster need not speak the same version.
+class RequestOperation {
+public:
+    RequestOperation(Operation operation) : RequestOperation(operation, operation) {} // NOLINT: it is one
+    RequestOperation(Operation before_2_0, Operation by_tag) : m_before_2_0(before_2_0), m_by_tag(by_tag) {}
+    Operation in(VersionTraits const& traits) const { return traits.attributes_by_tag ? m_by_tag : m_before_2_0; }
+
+private:
+    Operation m_before_2_0;
+    Operation m_by_tag;
+};
+
 struct EndpointHealth {
     Endpoint endpoint;
     std::optional<ProtocolVersion> version; // negotiated; remembered while the object lives
@@ -38,7 +51,7 @@ public:
     // failed lately last and those whose pause is not over not at all; one that fails in the middle of a request is
     // left for the next one, so that a request may be carried out twice. KeyUnavailable, with what each server did,
     // where none answers.
-    Result<std::variant<Answer, Refusal>> call(Operation operation, PayloadWriter const& payload);
+    Result<std::variant<Answer, Refusal>> call(RequestOperation operation, PayloadWriter const& payload);
 
     // Connects and negotiates where that is not done yet.
     Result<void> connect();
@@ -51,7 +64,7 @@ private:
     std::vector<size_t> order(Nanoseconds now) const;
     // All work with one server: `request` null only connects.
     struct Request {
-        Operation operation;
+        RequestOperation operation;
         PayloadWriter const& payload;
     };
     Result<std::optional<std::variant<Answer, Refusal>>> try_servers(Request const* request);

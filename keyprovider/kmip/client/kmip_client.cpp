@@ -93,17 +93,22 @@ bool ServerInformation::offers(Operation operation) const noexcept {
     return std::find(operations.begin(), operations.end(), static_cast<uint32_t>(operation)) != operations.end();
 }
 
-Result<Answer> KmipClient::call(Operation operation, PayloadWriter const& payload) {
-    auto result = TRY(m_cluster.call(operation, payload));
-    if (auto const* refusal = std::get_if<Refusal>(&result)) return refused(operation, *refusal);
+Result<Answer> KmipClient::call(RequestOperation request, PayloadWriter const& payload) {
+    auto result = TRY(m_cluster.call(request, payload));
+    if (auto const* refusal = std::get_if<Refusal>(&result)) return refused(in_use(request), *refusal);
     return std::get<Answer>(std::move(result));
 }
 
-Result<Answer> KmipClient::call_for(Operation operation, std::string_view id, PayloadWriter const& rest) {
-    auto answer = TRY(call(operation, [&](Writer& writer, VersionTraits const& traits) {
+Operation KmipClient::in_use(RequestOperation request) const {
+    return request.in(*find_version(*m_cluster.current().version));
+}
+
+Result<Answer> KmipClient::call_for(RequestOperation request, std::string_view id, PayloadWriter const& rest) {
+    auto answer = TRY(call(request, [&](Writer& writer, VersionTraits const& traits) {
         writer.text(Tag::UniqueIdentifier, id);
         rest(writer, traits);
     }));
+    auto const operation = in_use(request);
     if (TRY(identifier_of(answer, operation)) != id) return wrong_answer(operation, "is about another key");
     return answer;
 }
@@ -207,9 +212,7 @@ Result<State> KmipClient::state(std::string_view id) {
 }
 
 Result<void> KmipClient::set_attribute(std::string_view id, std::string_view name, std::string_view value) {
-    TRY(m_cluster.connect());
-    auto const& traits = *find_version(*m_cluster.current().version);
-    TRY(call_for(traits.attributes_by_tag ? Operation::SetAttribute : Operation::AddAttribute, id,
+    TRY(call_for(RequestOperation(Operation::AddAttribute, Operation::SetAttribute), id,
                  [&](Writer& writer, VersionTraits const& spoken) {
                      if (!spoken.attributes_by_tag) {
                          attribute(writer, fmt::format("x-{}", name), [&](Tag tag) { writer.text(tag, value); });

@@ -51,9 +51,11 @@ public:
     Result<crypto::SecretBytes> decrypt(std::string_view id, GcmSealed const& sealed);
 
 private:
-    Result<Answer> call(Operation operation, PayloadWriter const& payload);
+    Result<Answer> call(RequestOperation request, PayloadWriter const& payload);
+    // What the request is called in the version that the server in use speaks.
+    Operation in_use(RequestOperation request) const;
     // Of an operation on one key: the answer must name the same one.
-    Result<Answer> call_for(Operation operation, std::string_view id, PayloadWriter const& rest);
+    Result<Answer> call_for(RequestOperation request, std::string_view id, PayloadWriter const& rest);
     Result<void> require_gcm();
 
     Cluster m_cluster;

@@ -192,6 +192,24 @@ TEST_F(KmipClientTest, KeysOfOtherSizesAndFormsAreRefused) {
     expect_error(client.get_wrapped(*id, *id), ErrorCode::Corrupt, "missing");
 }
 
+TEST_F(KmipClientTest, ServersOfOneClusterMaySpeakDifferentVersions) {
+    kmip().versions = {{2, 0}};
+    auto& other = m_world.servers["b"].server;
+    other.versions = {{1, 4}};
+    auto client = m_world.client();
+    auto id = client.create();
+    ASSERT_TRUE(id);
+    other.keys = kmip().keys;
+    server().transform = [](ByteVector&) -> Result<void> {
+        return make_error(ErrorCode::KeyUnavailable, "the connection is lost");
+    };
+    auto set = client.set_attribute(*id, "Name", "a VM");
+    ASSERT_TRUE(set) << set.error().message();
+    EXPECT_EQ(kmip().seen.back(), Operation::SetAttribute);
+    EXPECT_EQ(other.seen.back(), Operation::AddAttribute);
+    EXPECT_EQ(other.keys.at(*id).attributes.at("x-Name"), "a VM");
+}
+
 TEST_F(KmipClientTest, UnknownOperationsAreRefusalsAndLeaveTheConnection) {
     kmip().unknown = {Operation::Locate};
     auto client = m_world.client();
