@@ -193,9 +193,9 @@ TEST_F(KmipClientTest, KeysOfOtherSizesAndFormsAreRefused) {
 }
 
 TEST_F(KmipClientTest, ServersOfOneClusterMaySpeakDifferentVersions) {
-    kmip().versions = {{2, 0}};
+    kmip().versions = {{2, 0}, {1, 1}};
     auto& other = m_world.servers["b"].server;
-    other.versions = {{1, 4}};
+    other.versions = {{1, 4}, {1, 1}};
     auto client = m_world.client();
     auto id = client.create();
     ASSERT_TRUE(id);
