@@ -1,5 +1,6 @@
 // Speed of what lies at rest, in the processor and on the disk. Usage:
-//   storage_speed crypto            files of a home, against the bound that their primitives give
+//   storage_speed crypto            files of a home and clusters of machine images, against the bound that their
+//                                   primitives give
 //   storage_speed disk FOLDER MIB   an encrypted disk of so many MiB in FOLDER against a raw file there
 // Prints a JSON array. `crypto` counts the processor time of its thread, so that other work on the machine matters
 // less.
@@ -14,12 +15,15 @@
 
 #include "base/file.hpp"
 #include "base/log.hpp"
+#include "crypto/gmac.hpp"
 #include "crypto/mac.hpp"
 #include "crypto/random.hpp"
 #include "crypto/xts.hpp"
 #include "devices/storage/raw_disk.hpp"
 #include "vmm/disk/disk_files.hpp"
-#include "vmm/home/data_file.hpp"
+#include "vmm/home/data_file_memory.hpp"
+#include "vmm/snapshot/image_cipher.hpp"
+#include "vmm/snapshot/image_spec.hpp"
 
 namespace coffer::bench {
 namespace {
@@ -41,60 +45,115 @@ T must(Result<T> result) {
     if constexpr (!std::is_void_v<T>) return std::move(*result);
 }
 
-// The best of several rounds of at least 50 ms each, in bytes a second.
-double rate(uint64_t bytes, std::function<void()> const& work) {
+// The best of several rounds of at least 50 ms each, in bytes a second. What `prepare` takes is not counted.
+double rate(
+    uint64_t bytes, std::function<void()> const& work, std::function<void()> const& prepare = [] {}) {
     constexpr int k_rounds = 9;
     constexpr double k_least = 0.05;
     double best = 0;
     for (int round = 0; round < k_rounds; ++round) {
         uint64_t times = 0;
-        double const start = seconds(CLOCK_THREAD_CPUTIME_ID);
         double passed = 0;
         while (passed < k_least) {
+            prepare();
+            double const start = seconds(CLOCK_THREAD_CPUTIME_ID);
             work();
+            passed += seconds(CLOCK_THREAD_CPUTIME_ID) - start;
             ++times;
-            passed = seconds(CLOCK_THREAD_CPUTIME_ID) - start;
         }
         best = std::max(best, static_cast<double>(bytes * times) / passed);
     }
     return best;
 }
 
+// Both passes over the same bytes, one behind the other, on one core.
+double bound_of(double cipher, double tags) {
+    return 1 / (1 / cipher + 1 / tags);
+}
+
+void print_row(bool& first, std::string_view what, size_t size, double cipher, double tags, double seal, double open) {
+    double const bound = bound_of(cipher, tags);
+    fmt::print("{}\n {{\"what\": \"{}\", \"bytes\": {}, \"cipher\": {:.0f}, \"tags\": {:.0f}, \"bound\": {:.0f}, "
+               "\"seal\": {:.0f}, \"open\": {:.0f}, \"seal share\": {:.2f}, \"open share\": {:.2f}}}",
+               first ? "[" : ",", what, size, cipher / 1e6, tags / 1e6, bound / 1e6, seal / 1e6, open / 1e6,
+               seal / bound, open / bound);
+    std::fflush(stdout);
+    first = false;
+}
+
+// A home that is written to again and again: memory of the last writing is used again, as EncryptedHome does.
+void file_speed(bool& first, size_t size, crypto::XtsCipher& cipher, crypto::DataEncryptionKey const& dek) {
+    constexpr size_t k_unit = crypto::k_xts_unit_size;
+    ByteVector content(size);
+    ByteVector ciphertext(size);
+    must(crypto::random_bytes(MutBytes(content).first(4096)));
+    double const xts = rate(size, [&] {
+        for (size_t at = 0; at + k_unit <= size; at += k_unit)
+            must(cipher.encrypt_unit(at / k_unit, Bytes(content).subspan(at, k_unit),
+                                     MutBytes(ciphertext).subspan(at, k_unit)));
+    });
+    double const sha = rate(size, [&] { (void)must(crypto::sha256({ciphertext})); });
+    DataFileHeader header;
+    header.name = "nvram";
+    header.generation = 1;
+    header.epoch = 1;
+    header.file = must(crypto::random_uuid());
+    header.vm = must(crypto::random_uuid());
+    ByteVector file;
+    double const seal = rate(size, [&] { must(seal_data_file_into(file, header, &dek, content)); });
+    ByteVector copy;
+    double const open = rate(
+        size,
+        [&] {
+            copy = must(open_data_file_in_place(std::move(copy), {header.vm, header.name}, &dek, "nvram")).content;
+        },
+        [&] { copy.assign(file.begin(), file.end()); });
+    print_row(first, "file", size, xts, sha, seal, open);
+}
+
+void image_speed(bool& first, size_t size) {
+    constexpr size_t k_cluster = image_spec::k_cluster;
+    ImageKeys const keys{must(crypto::XtsKey::random()), must(crypto::AeadKey::random())};
+    auto xts_alone = must(crypto::XtsCipher::create(keys.cipher));
+    auto gmac = must(crypto::Gmac::create(keys.units));
+    auto cipher = must(ClusterCipher::create(&keys));
+    ByteVector content(size);
+    must(crypto::random_bytes(MutBytes(content).first(4096)));
+    ByteVector stored(k_cluster);
+    double const xts = rate(size, [&] {
+        for (size_t at = 0; at < size; at += k_cluster)
+            must(xts_alone.encrypt_unit(at / k_cluster, Bytes(content).subspan(at, k_cluster), stored));
+    });
+    double const tags = rate(size, [&] { (void)must(gmac.compute(1, content)); });
+    std::vector<ClusterCipher::Tag> table(size / k_cluster);
+    double const seal = rate(size, [&] {
+        for (size_t at = 0; at < size; at += k_cluster)
+            table[at / k_cluster] = must(cipher.seal(at / k_cluster, Bytes(content).subspan(at, k_cluster), stored));
+    });
+    for (size_t at = 0; at < size; at += k_cluster) {
+        auto const place = MutBytes(content).subspan(at, k_cluster);
+        table[at / k_cluster] = must(cipher.seal(at / k_cluster, place, place));
+    }
+    // In place, as into a guest's memory; what is opened has to be sealed again, uncounted.
+    double const open = rate(
+        size,
+        [&] {
+            for (size_t at = 0; at < size; at += k_cluster)
+                if (!must(cipher.open(at / k_cluster, table[at / k_cluster], MutBytes(content).subspan(at, k_cluster))))
+                    must<void>(make_error(ErrorCode::Integrity, "a cluster does not open"));
+        },
+        [&, sealed = content] { content = sealed; });
+    print_row(first, "image", size, xts, tags, seal, open);
+}
+
 void crypto_speed() {
     auto key = must(crypto::XtsKey::random());
     auto dek = must(crypto::DataEncryptionKey::random());
     auto cipher = must(crypto::XtsCipher::create(key));
-    constexpr size_t k_unit = crypto::k_xts_unit_size;
     bool first = true;
-    fmt::print("[");
-    for (size_t size : {size_t{540672}, size_t{1} << 20, size_t{16} << 20, size_t{64} << 20}) {
-        ByteVector content(size);
-        ByteVector ciphertext(size);
-        must(crypto::random_bytes(MutBytes(content).first(4096)));
-        double const xts = rate(size, [&] {
-            for (size_t at = 0; at + k_unit <= size; at += k_unit)
-                must(cipher.encrypt_unit(at / k_unit, Bytes(content).subspan(at, k_unit),
-                                         MutBytes(ciphertext).subspan(at, k_unit)));
-        });
-        double const sha = rate(size, [&] { (void)must(crypto::sha256({ciphertext})); });
-        // One pass of each over the same bytes, on one core.
-        double const bound = 1 / (1 / xts + 1 / sha);
-        DataFileHeader header;
-        header.name = "nvram";
-        header.generation = 1;
-        header.epoch = 1;
-        header.file = must(crypto::random_uuid());
-        header.vm = must(crypto::random_uuid());
-        double const seal = rate(size, [&] { (void)must(seal_data_file(header, &dek, content)); });
-        auto file = must(seal_data_file(header, &dek, content));
-        double const open = rate(size, [&] {
-            (void)must(open_data_file(file, {header.vm, header.name}, &dek, "nvram"));
-        });
-        fmt::print("{}\n {{\"bytes\": {}, \"xts\": {:.0f}, \"sha256\": {:.0f}, \"bound\": {:.0f}, \"seal\": {:.0f}, "
-                   "\"open\": {:.0f}}}",
-                   first ? "" : ",", size, xts / 1e6, sha / 1e6, bound / 1e6, seal / 1e6, open / 1e6);
-        first = false;
-    }
+    for (size_t size : {size_t{540672}, size_t{1} << 20, size_t{16} << 20, size_t{64} << 20})
+        file_speed(first, size, cipher, dek);
+    for (size_t size : {size_t{16} << 20, size_t{256} << 20}) image_speed(first, size);
     fmt::print("\n]\n");
 }
 

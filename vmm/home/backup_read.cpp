@@ -6,6 +6,7 @@
 
 #include "vmm/home/backup.hpp"
 #include "vmm/home/backup_chunks.hpp"
+#include "vmm/home/data_file_memory.hpp"
 
 namespace coffer::vmm {
 
@@ -85,7 +86,7 @@ Result<BackupContent> BackupFile::unlock(BundleOpener const& open_key) {
     std::vector<HistoryEvent> history;
     for (auto const& part : m_header.parts) {
         if (part.kind != BackupPartKind::Data) continue;
-        auto const bytes = TRY(read_part(part));
+        auto bytes = TRY(read_part(part));
         auto opened = [&]() -> Result<ByteVector> {
             crypto::DataEncryptionKey const* key = nullptr;
             auto const head = TRY(parse_data_header(bytes, m_path));
@@ -95,7 +96,8 @@ Result<BackupContent> BackupFile::unlock(BundleOpener const& open_key) {
                 if (!entry || !key || entry->generation != head.generation || entry->file != head.file)
                     return damaged_backup(m_path, "it is another writing");
             }
-            return std::move(TRY(open_data_file(bytes, {m_header.vm, part.name}, key, m_path)).content);
+            return std::move(
+                TRY(open_data_file_in_place(std::move(bytes), {m_header.vm, part.name}, key, m_path)).content);
         }();
         if (!opened) return in_backup(m_path, part.name, std::move(opened).error());
         if (part.name == file_name(HomeFile::Config)) config = std::move(*opened);

@@ -6,6 +6,7 @@
 #include <sys/mman.h>
 
 #include "crypto/kdf.hpp"
+#include "vmm/home/data_file_memory.hpp"
 #include "vmm/home/home_errors.hpp"
 
 namespace coffer::vmm {
@@ -46,6 +47,7 @@ void store_bytes(MutBytes to, size_t offset, Bytes from) {
 // encrypting them.
 void reserve_room(ByteVector& bytes, size_t size) {
     constexpr uintptr_t k_large_page = uintptr_t{2} << 20;
+    if (bytes.capacity() >= size) return;
     bytes.reserve(size);
     // SAFETY: the address is looked at as a number only; advice changes no content.
     auto const start = align_up(reinterpret_cast<uintptr_t>(bytes.data()), k_large_page);
@@ -84,12 +86,13 @@ public:
     }
 
     Result<Digest> unit_tag(DataFileHeader const& header, uint64_t unit, Bytes ciphertext) {
-        // In one piece: four calls of OpenSSL for so little would take longer than what they do.
-        std::array<std::byte, Uuid::k_size + 16> position;
-        std::ranges::copy(header.file.bytes(), position.begin());
-        store_le<uint64_t>(position, Uuid::k_size, header.generation);
-        store_le<uint64_t>(position, Uuid::k_size + 8, unit);
-        return tag(spec::MacDomain::Unit, position, ciphertext);
+        // In one piece: calls of OpenSSL for so little would take longer than what they do.
+        std::array<std::byte, 1 + Uuid::k_size + 16> start;
+        start[0] = static_cast<std::byte>(spec::MacDomain::Unit);
+        std::ranges::copy(header.file.bytes(), start.begin() + 1);
+        store_le<uint64_t>(start, 1 + Uuid::k_size, header.generation);
+        store_le<uint64_t>(start, 1 + Uuid::k_size + 8, unit);
+        return digest({start, ciphertext});
     }
     Result<Digest> root(Bytes tags) { return tag(spec::MacDomain::Root, tags); }
     Result<Digest> header_mac(Bytes header, spec::MacDomain domain = spec::MacDomain::Header) {
@@ -99,11 +102,12 @@ public:
 private:
     FileSeal() = default;
 
-    template <class... Parts>
-    Result<Digest> tag(spec::MacDomain domain, Parts const&... parts) {
-        auto byte = static_cast<std::byte>(domain);
-        if (m_mac) return m_mac->compute({object_bytes(byte), Bytes(parts)...});
-        return crypto::sha256({object_bytes(byte), Bytes(parts)...});
+    Result<Digest> tag(spec::MacDomain domain, Bytes content) {
+        auto const byte = static_cast<std::byte>(domain);
+        return digest({object_bytes(byte), content});
+    }
+    Result<Digest> digest(std::initializer_list<Bytes> parts) {
+        return m_mac ? m_mac->compute(parts) : crypto::sha256(parts);
     }
 
     std::optional<crypto::XtsCipher> m_cipher;
@@ -208,6 +212,13 @@ Result<DataFileHeader> authenticate_head(Bytes head, uint64_t file_size, Expecte
 }
 
 Result<ByteVector> seal_data_file(DataFileHeader header, crypto::DataEncryptionKey const* dek, Bytes content) {
+    ByteVector file;
+    TRY(seal_data_file_into(file, std::move(header), dek, content));
+    return file;
+}
+
+Result<void> seal_data_file_into(ByteVector& file, DataFileHeader header, crypto::DataEncryptionKey const* dek,
+                                 Bytes content) {
     COFFER_ASSERT(!header.name.empty() && header.name.size() <= home_spec::k_max_file_name);
     if (content.size() > spec::k_max_content)
         return make_error(ErrorCode::InvalidArgument, "file {} of a home cannot hold {} bytes; at most {} fit",
@@ -217,35 +228,38 @@ Result<ByteVector> seal_data_file(DataFileHeader header, crypto::DataEncryptionK
     header.cipher = dek ? spec::Cipher::XtsAes256 : spec::Cipher::None;
     auto seal = TRY(FileSeal::create(dek, header.file));
 
-    // Appended to, and not made in one piece first: clearing large memory takes a good part of what encrypting it does.
-    ByteVector file;
-    reserve_room(file, file_size_for(content.size()));
-    file.resize(spec::k_header_size);
     uint64_t const count = units_for(content.size());
-    ByteVector tags;
-    tags.reserve(count * spec::k_tag_size);
-    std::array<std::byte, spec::k_unit_size> ciphertext;
+    reserve_room(file, file_size_for(content.size()));
+    file.resize(file_size_for(content.size()));
+    std::fill_n(file.begin(), spec::k_header_size, std::byte{0});
+    MutBytes const tags = MutBytes(file).last(count * spec::k_tag_size);
     for (uint64_t unit = 0; unit < count; ++unit) {
         Bytes plain = content.subspan(unit * spec::k_unit_size);
+        MutBytes const ciphertext =
+            MutBytes(file).subspan(spec::k_header_size + unit * spec::k_unit_size, spec::k_unit_size);
         if (plain.size() < spec::k_unit_size) {
             // The last unit is filled up with zeros, and encrypted where it lies.
-            ciphertext.fill(std::byte{0});
+            std::ranges::fill(ciphertext, std::byte{0});
             store_bytes(ciphertext, 0, plain);
             plain = ciphertext;
         }
         TRY(seal.encrypt(unit, plain.first(spec::k_unit_size), ciphertext));
-        append(tags, TRY(seal.unit_tag(header, unit, ciphertext)));
-        append(file, ciphertext);
+        store_bytes(tags, unit * spec::k_tag_size, TRY(seal.unit_tag(header, unit, ciphertext)));
     }
-    append(file, tags);
     MutBytes const head = MutBytes(file).first(spec::k_header_size);
     write_header(head, header, TRY(seal.root(tags)));
     store_bytes(head, spec::k_mac_value_at, TRY(seal.header_mac(head)));
-    return file;
+    return {};
 }
 
 Result<OpenedDataFile> open_data_file(Bytes file, ExpectedFile const& expected, crypto::DataEncryptionKey const* dek,
                                       std::filesystem::path const& path) {
+    return open_data_file_in_place(ByteVector(file.begin(), file.end()), expected, dek, path);
+}
+
+Result<OpenedDataFile> open_data_file_in_place(ByteVector file, ExpectedFile const& expected,
+                                               crypto::DataEncryptionKey const* dek,
+                                               std::filesystem::path const& path) {
     OpenedDataFile opened;
     opened.header = TRY(parse_data_header(file, path));
     auto const& header = opened.header;
@@ -253,32 +267,32 @@ Result<OpenedDataFile> open_data_file(Bytes file, ExpectedFile const& expected, 
         return damaged(path, fmt::format("the file has {} bytes where {} are due", file.size(),
                                          file_size_for(header.content_size)));
     auto seal = TRY(FileSeal::create(dek, header.file));
-    Bytes const head = file.first(spec::k_header_size);
+    Bytes const head = Bytes(file).first(spec::k_header_size);
     TRY(check_header(seal, header, head, expected, dek, spec::Layout::WholeRewrite, path));
 
     uint64_t const count = units_for(header.content_size);
-    Bytes const units = file.subspan(spec::k_header_size, count * spec::k_unit_size);
-    Bytes const tags = file.last(count * spec::k_tag_size);
+    Bytes const tags = Bytes(file).last(count * spec::k_tag_size);
     if (!crypto::equal_in_constant_time(TRY(seal.root(tags)), head.subspan(spec::k_root_at, spec::k_tag_size)))
         return damaged(path, "the file's table of tags fails authentication");
 
-    reserve_room(opened.content, count * spec::k_unit_size);
-    std::array<std::byte, spec::k_unit_size> plain;
-    auto opened_all = [&]() -> Result<void> {
-        for (uint64_t unit = 0; unit < count; ++unit) {
-            Bytes const ciphertext = units.subspan(unit * spec::k_unit_size, spec::k_unit_size);
-            // Authenticate before decrypting.
-            if (!crypto::equal_in_constant_time(TRY(seal.unit_tag(header, unit, ciphertext)),
-                                                tags.subspan(unit * spec::k_tag_size, spec::k_tag_size)))
-                return damaged(path, fmt::format("data unit {} of the file fails authentication", unit));
-            TRY(seal.decrypt(unit, ciphertext, plain));
-            append(opened.content, plain);
+    // Each unit goes where the one before it, and first of all the header, was.
+    static_assert(spec::k_header_size == spec::k_unit_size);
+    auto open_unit = [&](uint64_t unit) -> Result<void> {
+        auto const place = MutBytes(file).subspan(unit * spec::k_unit_size);
+        Bytes const ciphertext = place.subspan(spec::k_unit_size, spec::k_unit_size);
+        // Authenticate before decrypting.
+        if (!crypto::equal_in_constant_time(TRY(seal.unit_tag(header, unit, ciphertext)),
+                                            tags.subspan(unit * spec::k_tag_size, spec::k_tag_size)))
+            return damaged(path, fmt::format("data unit {} of the file fails authentication", unit));
+        return seal.decrypt(unit, ciphertext, place.first(spec::k_unit_size));
+    };
+    for (uint64_t unit = 0; unit < count; ++unit)
+        if (auto done = open_unit(unit); !done) {
+            crypto::wipe_bytes(MutBytes(file).first(unit * spec::k_unit_size));
+            return std::move(done).error();
         }
-        return {};
-    }();
-    crypto::wipe_bytes(plain);
-    TRY(std::move(opened_all));
-    opened.content.resize(header.content_size);
+    file.resize(header.content_size);
+    opened.content = std::move(file);
     return opened;
 }
 

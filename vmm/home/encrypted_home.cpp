@@ -5,6 +5,7 @@
 #include "base/clock.hpp"
 #include "base/file.hpp"
 #include "crypto/random.hpp"
+#include "vmm/home/data_file_memory.hpp"
 #include "vmm/home/home_errors.hpp"
 
 namespace coffer::vmm {
@@ -131,7 +132,7 @@ Result<OpenedDataFile> EncryptedHome::load_checked(std::string_view name) const 
     if (!bytes) return entry ? missing(path) : never_written(path);
     auto header = TRY(parse_data_header(*bytes, path));
     auto const* key = TRY(key_of(header, path));
-    auto opened = TRY(open_data_file(*bytes, {m_header.vm, name}, key, path));
+    auto opened = TRY(open_data_file_in_place(*std::move(bytes), {m_header.vm, name}, key, path));
     TRY(writings_ahead(m_content.manifest, entry, opened.header, path));
     return opened;
 }
@@ -287,8 +288,8 @@ Result<void> EncryptedHome::write_data(std::string_view name, Bytes content) {
     auto header = next_writing(name, TRY(crypto::random_uuid()));
     auto const* key = m_content.key_of(header.epoch);
     COFFER_ASSERT(key);
-    auto sealed = TRY(seal_data_file(header, key, content));
-    TRY(replace_file(path_of(name), sealed));
+    TRY(seal_data_file_into(m_sealed, header, key, content));
+    TRY(replace_file(path_of(name), m_sealed));
     m_content.manifest.set(entry_of(header));
     return {};
 }

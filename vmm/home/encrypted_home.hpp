@@ -87,6 +87,7 @@ private:
     // The manifest in memory names a writing that the one on disk may not: `keys` is written before the next data file,
     // so that no file is ever more than one writing ahead of it.
     bool m_keys_behind = false;
+    ByteVector m_sealed; // the last data file that was written: its memory is used again
 };
 
 } // namespace coffer::vmm

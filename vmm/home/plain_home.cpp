@@ -3,6 +3,7 @@
 #include "base/clock.hpp"
 #include "base/file.hpp"
 #include "crypto/random.hpp"
+#include "vmm/home/data_file_memory.hpp"
 #include "vmm/home/home_errors.hpp"
 
 namespace coffer::vmm {
@@ -18,7 +19,8 @@ Result<std::unique_ptr<HomeSession>> PlainHome::open(HomeLocation const& locatio
                           path.native());
     // An unencrypted home names its own VM; that the name is the right one is checked below.
     auto header = TRY(parse_data_header(*bytes, path));
-    auto opened = TRY(open_data_file(*bytes, {header.vm, file_name(HomeFile::Config)}, nullptr, path));
+    auto opened =
+        TRY(open_data_file_in_place(*std::move(bytes), {header.vm, file_name(HomeFile::Config)}, nullptr, path));
     home->m_config = TRY(home->decode_config(opened.content, header.vm));
     if (home->m_config.tpm != TpmKind::None)
         return damaged(path, "the configuration has a TPM, and the home has no key provider");
@@ -52,7 +54,7 @@ Result<OpenedDataFile> PlainHome::load_checked(std::string_view name) const {
     auto path = path_of(name);
     auto bytes = TRY(read_home_file(path));
     if (!bytes) return make_error(ErrorCode::NotFound, "{} was never written", path.native());
-    return open_data_file(*bytes, {m_config.uuid, name}, nullptr, path);
+    return open_data_file_in_place(*std::move(bytes), {m_config.uuid, name}, nullptr, path);
 }
 
 Result<ByteVector> PlainHome::load(HomeFile file) const {

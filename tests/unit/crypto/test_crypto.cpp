@@ -9,6 +9,7 @@
 #include "crypto/kdf.hpp"
 #include "crypto/key_wrap.hpp"
 #include "crypto/mac.hpp"
+#include "crypto/openssl.hpp"
 #include "crypto/random.hpp"
 #include "crypto/xts.hpp"
 #include "tests/unit/crypto/vectors.hpp"
@@ -171,6 +172,24 @@ TEST(Hmac, OneObjectGivesTheSameAsFreshOnes) {
         EXPECT_FALSE(*mac->verify({as_bytes("onetwO")}, *digest));
         EXPECT_FALSE(*mac->verify({as_bytes("onetwo")}, Bytes(*digest).first(31)));
     }
+}
+
+// A second implementation: OpenSSL's own HMAC, for keys and messages around the sizes of SHA-256's blocks.
+TEST(Hmac, IsThatOfOpenssl) {
+    auto noise = SecretBytes::random(400);
+    ASSERT_TRUE(noise);
+    for (size_t key_size : {1u, 20u, 32u, 63u, 64u, 65u, 131u})
+        for (size_t size : {0u, 1u, 55u, 56u, 63u, 64u, 65u, 119u, 120u, 128u, 200u}) {
+            Bytes const key = noise->expose().first(key_size);
+            Bytes const message = noise->expose().last(size);
+            Digest expected;
+            size_t length = 0;
+            ASSERT_NE(EVP_Q_mac(nullptr, "HMAC", nullptr, "SHA256", nullptr, key.data(), key.size(), uchars(message),
+                                message.size(), writable(expected), expected.size(), &length),
+                      nullptr);
+            ASSERT_EQ(length, expected.size());
+            EXPECT_EQ(*detail::hmac_sha256(key, message), expected) << key_size << ' ' << size;
+        }
 }
 
 TEST(Random, UuidsAreVersion4AndDiffer) {
