@@ -18,6 +18,7 @@
 #include "vmm/control/client.hpp"
 #include "vmm/home/backup.hpp"
 #include "vmm/home/home_admin.hpp"
+#include "vmm/snapshot/snapshot_store.hpp"
 
 namespace coffer::cli {
 
@@ -159,8 +160,10 @@ Result<int> backup(Context const& context, BackupArguments const& arguments) {
     report(arguments.name, file, arguments.disks);
     if (!arguments.disks && !disks.empty())
         print_line("note: the content of its disks is not in it; --disks puts it there");
-    if (!home->further_files().empty())
-        print_line("note: its snapshots and a suspended state are not in it: what is restored starts as after a power "
+    auto const store = TRY(vmm::SnapshotStore::open(*home));
+    if (!store.index().snapshots.empty()) print_line("note: its snapshots are not in it");
+    if (store.suspended())
+        print_line("note: the VM is suspended, and its memory is not in it: what is restored starts as after a power "
                    "failure");
     return to_int(ExitCode::Ok);
 }

@@ -5,6 +5,7 @@
 #include "vmm/cli/cmd_create_from.hpp"
 #include "vmm/cli/context.hpp"
 #include "vmm/cli/exit_codes.hpp"
+#include "vmm/cli/suspended.hpp"
 #include "vmm/disk/home_disks.hpp"
 #include "vmm/home/home_admin.hpp"
 
@@ -34,13 +35,11 @@ Result<OpenedSource> open_source(vmm::HomeLocation const& location, HomeOpener& 
                           location.name, **user);
     OpenedSource source;
     source.home = TRY(opener.open(location, vmm::HomeAccess::Writer));
+    TRY(refuse_suspended(*source.home, "it is copied"));
     source.content = TRY(read_source(*source.home));
     if (auto header = source.home->header()) source.content.provider = header->provider;
-    if (!source.home->further_files().empty())
-        print_line(
-            fmt::format("note: snapshots and a suspended state of '{}' are not copied: the new VM starts as after "
-                        "a power failure",
-                        location.name));
+    if (TRY(has_snapshots(*source.home)))
+        print_line(fmt::format("note: the new VM is '{}' as it is now; its snapshots are not copied", location.name));
     source.content.open_disk =
         [home = source.home.get()](vmm::DiskConfig const& disk,
                                    std::filesystem::path const&) -> Result<std::unique_ptr<vmm::EncryptedDisk>> {

@@ -99,8 +99,8 @@ private:
         if (!header) return unencrypted();
         if (m_options.deep && !m_options.all && !home->further_files().empty())
             return make_error(ErrorCode::InvalidArgument,
-                              "VM '{}' has snapshots, which a deep rekey must rewrite, too: give --all for that, or "
-                              "delete them",
+                              "VM '{}' has snapshots or is suspended, and a deep rekey must rewrite these files, "
+                              "too: give --all for that, or delete the snapshots",
                               m_location.name);
         auto seal = TRY(make_seal(header->provider));
         auto const& disks = home->config().disks;
@@ -161,7 +161,7 @@ void register_rekey(CLI::App& app, Context& context) {
     verb->add_option("--provider", options->provider, "Put the home under this key provider")->type_name("NAME");
     verb->add_flag("--deep", options->deep,
                    "Encrypt the whole home anew, under a new data encryption key. The VM must be off");
-    verb->add_flag("--all", options->all, "With --deep: snapshots, too");
+    verb->add_flag("--all", options->all, "With --deep: snapshots and a suspended machine, too");
     add_passphrase_option(*verb, options->passphrase_fd);
     verb->add_option("--new-passphrase-fd", options->new_passphrase_fd,
                      "Read the passphrase of --provider's provider from this open file descriptor")

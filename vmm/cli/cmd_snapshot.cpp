@@ -143,6 +143,7 @@ Result<int> revert(Context const& context, SnapshotOptions const& options) {
                     options.tag));
     if (running) TRY(stop_running(location));
     auto home = TRY(open_home(context, options, HomeAccess::Writer));
+    TRY(refuse_template(home->config())); // it would end its being one
     auto store = TRY(SnapshotStore::open(*home));
     SnapshotRecord record;
     {

@@ -3,6 +3,7 @@
 
 #include "vmm/cli/context.hpp"
 #include "vmm/cli/exit_codes.hpp"
+#include "vmm/cli/suspended.hpp"
 #include "vmm/cli/wording.hpp"
 
 namespace coffer::cli {
@@ -20,6 +21,7 @@ Result<int> mark(Context const& context, TemplateOptions const& options) {
     auto home = TRY(vmm::unlock_home(location, Context::keeper_options(options.passphrase_fd)));
     auto config = home->config();
     bool const wanted = !options.undo;
+    if (wanted) TRY(refuse_suspended(*home, "it becomes a template"));
     if (config.is_template != wanted) {
         config.is_template = wanted;
         TRY(home->commit(vmm::HomeFile::Config, vmm::encode_vm_config(config)));
