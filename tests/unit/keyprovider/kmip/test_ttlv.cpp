@@ -1,6 +1,7 @@
 // TTLV against the examples of the specification, and against malformed input.
 #include <gtest/gtest.h>
 
+#include "keyprovider/kmip/client/messages.hpp"
 #include "keyprovider/kmip/ttlv/ttlv.hpp"
 
 namespace coffer::kmip {
@@ -37,7 +38,7 @@ constexpr std::string_view k_structure =
 
 template <class Write>
 ByteVector written(Write write) {
-    ByteVector buffer(256);
+    ByteVector buffer(512);
     Writer writer(buffer);
     write(writer);
     auto bytes = writer.finish();
@@ -90,6 +91,79 @@ TEST(Ttlv, ReadsTheExamplesOfTheSpecification) {
     EXPECT_EQ(*structure->require(Tag{0x420005})->integer(), 255);
     EXPECT_FALSE(structure->find(Tag{0x420006}));
     EXPECT_EQ(structure->require(Tag{0x420006}).error().code(), ErrorCode::Corrupt);
+}
+
+// KMIP Use Cases 1.0: the request of 3.1.1 (Create), request and answer of 12.1 (a Query whose answer would be too
+// large).
+constexpr std::string_view k_create_request =
+    "42007801000001204200770100000038420069010000002042006A0200000004000000010000000042006B02000000040000000000000000"
+    "42000D0200000004000000010000000042000F01000000D842005C0500000004000000010000000042007901000000C04200570500000004"
+    "000000020000000042009101000000A8420008010000003042000A070000001743727970746F6772617068696320416C676F726974686D00"
+    "42000B05000000040000000300000000420008010000003042000A070000001443727970746F67726170686963204C656E67746800000000"
+    "42000B02000000040000008000000000420008010000003042000A070000001843727970746F67726170686963205573616765204D61736B"
+    "42000B02000000040000000C00000000";
+constexpr std::string_view k_query_request =
+    "42007801000000904200770100000048420069010000002042006A0200000004000000010000000042006B02000000040000000000000000"
+    "4200500200000004000001000000000042000D0200000004000000010000000042000F010000003842005C05000000040000001800000000"
+    "42007901000000204200740500000004000000010000000042007405000000040000000200000000";
+constexpr std::string_view k_query_refused =
+    "42007B01000000C842007A0100000048420069010000002042006A0200000004000000010000000042006B02000000040000000000000000"
+    "4200920900000008000000004B7918AA42000D0200000004000000010000000042000F010000007042007F05000000040000000100000000"
+    "42007E0500000004000000020000000042007D0700000043526573706F6E73652073697A653A203536382C204D6178696D756D2052657370"
+    "6F6E73652053697A6520696E6469636174656420696E20726571756573743A203235360000000000";
+
+void begin_request(Writer& w, std::optional<int32_t> maximum, Operation operation) {
+    w.begin(Tag::RequestMessage);
+    w.begin(Tag::RequestHeader);
+    w.begin(Tag::ProtocolVersion);
+    w.integer(Tag::ProtocolVersionMajor, 1);
+    w.integer(Tag::ProtocolVersionMinor, 0);
+    w.end();
+    if (maximum) w.integer(Tag::MaximumResponseSize, *maximum);
+    w.integer(Tag::BatchCount, 1);
+    w.end();
+    w.begin(Tag::BatchItem);
+    w.enumeration(Tag::Operation, operation);
+    w.begin(Tag::RequestPayload);
+}
+
+TEST(Ttlv, WritesTheMessagesOfTheUseCases) {
+    EXPECT_EQ(written([](Writer& w) {
+                  auto attribute = [&w](std::string_view name, std::function<void()> const& value) {
+                      w.begin(Tag::Attribute);
+                      w.text(Tag::AttributeName, name);
+                      value();
+                      w.end();
+                  };
+                  begin_request(w, {}, Operation::Create);
+                  w.enumeration(Tag::ObjectType, 2U);
+                  w.begin(Tag::TemplateAttribute);
+                  attribute("Cryptographic Algorithm", [&w] { w.enumeration(Tag::AttributeValue, 3U); });
+                  attribute("Cryptographic Length", [&w] { w.integer(Tag::AttributeValue, 128); });
+                  attribute("Cryptographic Usage Mask", [&w] { w.integer(Tag::AttributeValue, 0x0C); });
+                  for (int open = 0; open < 4; ++open) w.end();
+              }),
+              hex(k_create_request));
+    EXPECT_EQ(written([](Writer& w) {
+                  begin_request(w, 256, Operation::Query);
+                  w.enumeration(Tag::QueryFunction, 1U);
+                  w.enumeration(Tag::QueryFunction, 2U);
+                  for (int open = 0; open < 3; ++open) w.end();
+              }),
+              hex(k_query_request));
+}
+
+TEST(Ttlv, ReadsTheMessagesOfTheUseCases) {
+    auto const bytes = hex(k_query_refused);
+    auto answer = decode_response(crypto::SecretBytes::copy_of(bytes), {Operation::Query, 1});
+    ASSERT_TRUE(answer);
+    auto const* refusal = std::get_if<Refusal>(&*answer);
+    ASSERT_NE(refusal, nullptr);
+    EXPECT_EQ(static_cast<uint32_t>(refusal->reason), 2U); // Response Too Large
+    EXPECT_EQ(refusal->text, "Response size: 568, Maximum Response Size indicated in request: 256");
+    // Requests are of the same form as what we read, and are no answers.
+    EXPECT_TRUE(parse(hex(k_create_request)));
+    EXPECT_FALSE(decode_response(crypto::SecretBytes::copy_of(hex(k_query_request)), {Operation::Query, 1}));
 }
 
 TEST(Ttlv, NegativeNumbersKeepTheirSign) {
