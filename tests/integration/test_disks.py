@@ -15,6 +15,7 @@ from harness import BOOT_LIMIT, HostTest
 
 TOP = pathlib.Path(__file__).resolve().parents[2]
 SECRET = "a-guest's-secret-that-is-easily-found"
+SEALED = "sealed-to-what-was-booted"
 UNIT = 4096
 
 
@@ -75,14 +76,15 @@ class Disks(HostTest):
         # The whole image, the boot loader's names among it, is out of sight.
         self.plaintext_search(SECRET, "EFI PART", "BOOTX64")
 
-        script = (f"set -e; seq 1 20000 > /tmp/file; echo \"{SECRET}\" >> /tmp/file; "
+        script = (f"set -e; echo -n {SEALED} | coffer-demo-seal; seq 1 20000 > /tmp/file; echo \"{SECRET}\" >> /tmp/file; "
                   "dd if=/tmp/file of=/dev/nvme1n1 bs=4096 conv=sync,fsync 2>/dev/null; sync; echo synced; sleep 3600")
         self.kill_after(script, b"synced")
         self.plaintext_search(SECRET, "EFI PART", "19998\n19999")
 
         data = ("".join(f"{n}\n" for n in range(1, 20001)) + SECRET + "\n").encode()
-        read_back = f"head -c {len(data)} /dev/nvme1n1 | sha256sum"
-        self.assertEqual(self.run_from_disk("vm", read_back).split()[0], hashlib.sha256(data).hexdigest())
+        read_back = self.run_from_disk("vm", f"head -c {len(data)} /dev/nvme1n1 | sha256sum; coffer-demo-unseal")
+        self.assertEqual(read_back.split()[0], hashlib.sha256(data).hexdigest())
+        self.assertIn(SEALED, read_back)
 
         # Out again, as plain images.
         exported = self.host.folder / "exported.img"
