@@ -109,7 +109,7 @@ class Requests(Ppi):
         return set(re.findall(r"pcr-(sha\d+)", self.shell("ls /sys/class/tpm/tpm0")))
 
     def test_what_is_accepted_is_carried_out(self):
-        """Clear, clear and enable, and banks; after each the firmware has reset the machine, and the guest sees it."""
+        """Clear, clear and enable, banks, and all banks; after each the firmware has reset the machine, and the guest sees it."""
         self.boot("crb", terminal_type=True)
         self.assertEqual(self.banks(), {"sha1", "sha256", "sha384", "sha512"})
         for operation in ("5", "14", "22"):
@@ -120,6 +120,11 @@ class Requests(Ppi):
         self.accept("23 6", rb"PCR.*F12")
         self.assertEqual(self.banks(), {"sha256", "sha384"})
         self.assertNotEqual(self.shell("cat /sys/class/tpm/tpm0/pcr-sha384/0").strip("0"), "", "measured into")
+        # LogAllDigests loses nothing, so nobody is asked: all banks that the TPM has.
+        self.request("33")
+        self.reboot()
+        self.assertEqual(self.response(), "33 0: Success")
+        self.assertEqual(self.banks(), {"sha1", "sha256", "sha384", "sha512"})
         self.end()
 
 
