@@ -66,8 +66,7 @@ uint64_t RamPages::number_of(std::byte const* host) const noexcept {
         if (offset < part.size()) return before + offset / k_ram_page;
         before += part.size() / k_ram_page;
     }
-    COFFER_ASSERT(!"an address within RAM");
-    return 0;
+    abort_with("an address that is not of the guest's RAM was asked for its page");
 }
 
 Result<void> harvest_dirty(DirtyLog& log, GuestRam const& ram, RamPages const& numbers, PageSet& pages) {
