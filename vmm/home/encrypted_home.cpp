@@ -86,6 +86,7 @@ Result<std::unique_ptr<HomeSession>> EncryptedHome::open(HomeLocation const& loc
     auto home = std::unique_ptr<EncryptedHome>(
         new EncryptedHome(location, std::move(lock), std::move(parsed.header), std::move(key), std::move(content)));
     home->m_first_seen = !record.has_value();
+    if (record) home->m_standing = record->standing;
     if (!home->has(HomeFile::Config)) return damaged(path, "the home's list of files lacks the configuration");
     auto config = TRY(home->load_checked(file_name(HomeFile::Config)));
     home->m_config = TRY(home->decode_config(config.content, home->m_header.vm));
@@ -209,6 +210,11 @@ Result<void> EncryptedHome::settle_all(bool& ahead) {
 Result<void> EncryptedHome::verify_and_settle(std::optional<HostRecord> const& record) {
     bool ahead = false;
     TRY(settle_all(ahead));
+    if (m_standing != Standing::Owner) {
+        // claim() writes it, and so does whoever opens the home once it is this host's.
+        m_keys_behind = ahead;
+        return {};
+    }
     if (record && record->sequence > m_header.sequence) {
         TRY(accept_rollback(record->sequence));
     } else if (ahead) {
@@ -255,6 +261,9 @@ Result<void> EncryptedHome::renew_data_files(std::function<void(uint64_t)> const
 
 Result<void> EncryptedHome::begin_change() {
     TRY(check_writer());
+    if (m_standing != Standing::Owner)
+        return make_error(ErrorCode::Busy, "VM '{}' is on its way between hosts: its home cannot be changed now",
+                          m_location.name);
     if (m_keys_behind) TRY(write_keys());
     return {};
 }
@@ -516,6 +525,32 @@ Result<void> EncryptedHome::append_history(HistoryKind kind, std::string_view te
     TRY(make_room_for_event());
     m_content.manifest.add_event(kind, text);
     return write_keys();
+}
+
+// --- Migration
+
+Result<void> EncryptedHome::hand_over(Uuid const& migration) {
+    std::lock_guard guard(m_mutex);
+    TRY(begin_change());
+    m_standing = Standing::HandedOver;
+    // Above what this home says, so that it reads as an old copy for good, whoever looks.
+    return write_host_record(m_location.host_record(),
+                             {m_header.vm, true, m_header.sequence + 1, Standing::HandedOver, migration});
+}
+
+Result<void> EncryptedHome::claim(HistoryKind kind, std::string_view text) {
+    std::lock_guard guard(m_mutex);
+    TRY(check_writer());
+    m_standing = Standing::Owner;
+    TRY(begin_change());
+    TRY(make_room_for_event());
+    m_content.manifest.add_event(kind, text);
+    return write_keys();
+}
+
+Result<crypto::MacKey> EncryptedHome::migration_key(Uuid const& migration) const {
+    std::lock_guard guard(m_mutex);
+    return derive_migration_key(m_key, migration);
 }
 
 } // namespace coffer::vmm

@@ -39,6 +39,9 @@ public:
     Result<void> finish_deep_rekey(ImageRewriter const& rewrite, RekeyProgress const& progress) override;
     Result<std::vector<HistoryEvent>> history() const override;
     Result<void> append_history(HistoryKind kind, std::string_view text) override;
+    Result<void> hand_over(Uuid const& migration) override;
+    Result<void> claim(HistoryKind kind, std::string_view text) override;
+    Result<crypto::MacKey> migration_key(Uuid const& migration) const override;
 
 private:
     EncryptedHome(HomeLocation const& location, std::optional<HomeLock> lock, BundleHeader header,
@@ -63,7 +66,7 @@ private:
     // The home as it is becomes the newest, in place of writing `known`.
     Result<void> accept_rollback(uint64_t known);
 
-    // Each change begins here: a writer's session, and no writing of `keys` that is owed.
+    // Each change begins here: a writer's session of this host's home, and no writing of `keys` that is owed.
     Result<void> begin_change();
     // Of `keys` with the manifest as it is, then the host's record.
     Result<void> write_keys();
@@ -88,6 +91,7 @@ private:
     // so that no file is ever more than one writing ahead of it.
     bool m_keys_behind = false;
     ByteVector m_sealed; // the last data file that was written: its memory is used again
+    Standing m_standing = Standing::Owner;
 };
 
 } // namespace coffer::vmm

@@ -84,6 +84,27 @@ Result<void> HomeBase::check_writer() const {
     return {};
 }
 
+namespace {
+Error cannot_migrate(HomeLocation const& location) {
+    return make_error(ErrorCode::Unsupported,
+                      "home '{}' is unencrypted: nothing tells who may have it, and it is not migrated. 'coffer tpm "
+                      "add' encrypts it",
+                      location.name);
+}
+} // namespace
+
+Result<void> HomeBase::hand_over(Uuid const&) {
+    return cannot_migrate(m_location);
+}
+
+Result<void> HomeBase::claim(HistoryKind, std::string_view) {
+    return cannot_migrate(m_location);
+}
+
+Result<crypto::MacKey> HomeBase::migration_key(Uuid const&) const {
+    return cannot_migrate(m_location);
+}
+
 Result<void> HomeBase::check_further_name(std::string_view name) {
     if (is_further_name(name)) return {};
     return make_error(ErrorCode::InvalidArgument, "no file of a home can be called '{}'", name);

@@ -33,6 +33,9 @@ public:
     HomeLocation const& location() const noexcept override { return m_location; }
     bool first_seen() const noexcept override { return m_first_seen; }
     devices::NvStore& store(HomeFile file) noexcept override { return m_stores[static_cast<size_t>(file)]; }
+    Result<void> hand_over(Uuid const& migration) override;
+    Result<void> claim(HistoryKind kind, std::string_view text) override;
+    Result<crypto::MacKey> migration_key(Uuid const& migration) const override;
 
 protected:
     std::filesystem::path path_of(std::string_view name) const { return m_location.folder() / name; }

@@ -45,10 +45,10 @@ public:
     // Makes it the home in place of the one that is there, whose lock the caller has.
     Result<void> exchange();
 
-private:
-    HomeInTheMaking(HomeLocation location, HomeLock lock) : m_location(std::move(location)), m_lock(std::move(lock)) {}
     std::filesystem::path folder() const;
 
+private:
+    HomeInTheMaking(HomeLocation location, HomeLock lock) : m_location(std::move(location)), m_lock(std::move(lock)) {}
     HomeLocation m_location;
     std::optional<HomeLock> m_lock; // nothing once it is moved from
     bool m_published = false;

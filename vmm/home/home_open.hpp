@@ -16,4 +16,8 @@ Result<std::unique_ptr<HomeSession>> open_home(HomeLocation const& location, Hom
                                                BundleOpener const& open_key,
                                                RollbackPolicy rollback = RollbackPolicy::Refuse);
 
+// To write, of the home that came by this migration and is not this host's yet: the session reads alone until claim().
+Result<std::unique_ptr<HomeSession>> open_arriving(HomeLocation const& location, Uuid const& migration,
+                                                   BundleOpener const& open_key);
+
 } // namespace coffer::vmm

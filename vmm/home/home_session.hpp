@@ -172,6 +172,17 @@ public:
     // The root of the keys of a backup with this salt (vmm/home/backup_format.hpp); nothing in an unencrypted home.
     virtual Result<std::optional<BackupKey>> backup_key(Bytes salt) const = 0;
 
+    // Migration (docs/migration.md); Unsupported in an unencrypted home.
+    //   hand_over(): after success this host's record says that another host has the VM, with a sequence above the
+    // home's; no writer opens the home any more, and this session changes it no more. After an error it may say so:
+    // claim() makes it this session's again.
+    virtual Result<void> hand_over(Uuid const& migration) = 0;
+    // The home is this host's, and this session's to change: after hand_over(), or where it was arriving. Both `keys`,
+    // with the event, and the record are written.
+    virtual Result<void> claim(HistoryKind kind, std::string_view text) = 0;
+    // Proves that whoever has it can open the home.
+    virtual Result<crypto::MacKey> migration_key(Uuid const& migration) const = 0;
+
     // commit() as the devices know it. Lives as long as the session.
     virtual devices::NvStore& store(HomeFile file) noexcept = 0;
 };

@@ -103,9 +103,12 @@ constexpr Magic k_magic = magic("COFRHOST");
 constexpr size_t k_version_at = 8;
 constexpr size_t k_flags_at = 12;
 constexpr uint32_t k_flag_encrypted = 1;
+constexpr uint32_t k_flag_handed_over = 2;
+constexpr uint32_t k_flag_arriving = 4;
 constexpr size_t k_vm_uuid_at = 16;
 constexpr size_t k_sequence_at = 32;
-constexpr size_t k_reserved_at = 40;
+constexpr size_t k_migration_at = 40;
+constexpr size_t k_reserved_at = 56;
 constexpr size_t k_digest_at = 64; // SHA-256 over [0, 64)
 constexpr size_t k_size = 96;
 static_assert(k_digest_at + crypto::k_digest_size == k_size);

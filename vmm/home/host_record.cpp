@@ -35,6 +35,14 @@ Result<std::optional<HostRecord>> read_host_record(std::filesystem::path const& 
     record.vm = Uuid(vm);
     record.encrypted = (load_le<uint32_t>(bytes, spec::k_flags_at) & spec::k_flag_encrypted) != 0;
     record.sequence = load_le<uint64_t>(bytes, spec::k_sequence_at);
+    auto const flags = load_le<uint32_t>(bytes, spec::k_flags_at);
+    bool const handed_over = (flags & spec::k_flag_handed_over) != 0;
+    bool const arriving = (flags & spec::k_flag_arriving) != 0;
+    if (handed_over && arriving) return damaged_record();
+    record.standing = handed_over ? Standing::HandedOver : arriving ? Standing::Arriving : Standing::Owner;
+    Uuid::Storage migration;
+    std::memcpy(migration.data(), bytes.data() + spec::k_migration_at, migration.size());
+    record.migration = Uuid(migration);
     return std::optional(record);
 }
 
@@ -42,7 +50,11 @@ Result<void> write_host_record(std::filesystem::path const& path, HostRecord con
     std::array<std::byte, spec::k_size> bytes{};
     std::memcpy(bytes.data(), spec::k_magic.data(), spec::k_magic.size());
     store_le<uint32_t>(bytes, spec::k_version_at, home_spec::k_version);
-    store_le<uint32_t>(bytes, spec::k_flags_at, record.encrypted ? spec::k_flag_encrypted : 0);
+    uint32_t const standing = record.standing == Standing::HandedOver ? spec::k_flag_handed_over
+                              : record.standing == Standing::Arriving ? spec::k_flag_arriving
+                                                                      : 0;
+    store_le<uint32_t>(bytes, spec::k_flags_at, (record.encrypted ? spec::k_flag_encrypted : 0) | standing);
+    std::memcpy(bytes.data() + spec::k_migration_at, record.migration.bytes().data(), Uuid::k_size);
     std::memcpy(bytes.data() + spec::k_vm_uuid_at, record.vm.bytes().data(), Uuid::k_size);
     store_le<uint64_t>(bytes, spec::k_sequence_at, record.sequence);
     auto digest = TRY(crypto::sha256({Bytes(bytes).first(spec::k_digest_at)}));

@@ -11,10 +11,19 @@
 
 namespace coffer::vmm {
 
+// Who runs the VM, as far as this host knows (docs/migration.md).
+enum class Standing : uint8_t {
+    Owner,      // this host
+    HandedOver, // another host has it, or is being asked whether it has: here it is not run
+    Arriving,   // it is all here, and the other host has not let go of it as far as this one knows
+};
+
 struct HostRecord {
     Uuid vm;
     bool encrypted = false;
     uint64_t sequence = 0; // 0 in unencrypted homes
+    Standing standing = Standing::Owner;
+    Uuid migration = {}; // of all standings but Owner
 
     bool operator==(HostRecord const&) const = default;
 };

@@ -205,4 +205,8 @@ Result<ByteVector> seal_bundle(BundleHeader& header, BundleContent const& conten
     return file;
 }
 
+Result<crypto::MacKey> derive_migration_key(crypto::BundleKey const& key, Uuid const& migration) {
+    return crypto::derive_key<crypto::MacKey>(key.expose(), migration.bytes(), "coffer migration 1 proof");
+}
+
 } // namespace coffer::vmm

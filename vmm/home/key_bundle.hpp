@@ -116,4 +116,7 @@ Result<BundleContent> open_bundle(ParsedBundle const& parsed, crypto::BundleKey 
 // The whole file, under a salt that is made fresh and left in `header`: no key of GCM seals twice.
 Result<ByteVector> seal_bundle(BundleHeader& header, BundleContent const& content, crypto::BundleKey const& key);
 
+// Of the key that proves to the other end of a migration that a home can be opened (docs/migration.md).
+Result<crypto::MacKey> derive_migration_key(crypto::BundleKey const& key, Uuid const& migration);
+
 } // namespace coffer::vmm

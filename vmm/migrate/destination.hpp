@@ -1,0 +1,108 @@
+// The destination's side of a migration: what is taken from the source, and when this host becomes the VM's owner. The
+// machine is the caller's.
+//
+//   greet → receive → prepare → wait_for_go → [guest starts] → confirm
+//
+// One thread at a time.
+#pragma once
+
+#include <memory>
+
+#include "vmm/home/home_open.hpp"
+#include "vmm/home/incoming_home.hpp"
+#include "vmm/home/migration_journal.hpp"
+#include "vmm/migrate/memory_receiver.hpp"
+#include "vmm/migrate/source.hpp"
+
+namespace coffer::vmm::migrate {
+
+class Destination {
+public:
+    struct Options {
+        // A machine that the VM can run on here, or why there is none; makes its RAM. Before anything moves.
+        std::function<Result<std::vector<MutBytes>>(HelloMessage const&)> check_machine;
+        // Unwraps the home's bundle key through this host's own provider.
+        BundleOpener open_key;
+        // Where a copy of the source's disk image goes (the configuration's number and path), a file that is not there;
+        // null: copies are refused.
+        std::function<Result<std::filesystem::path>(size_t number, HelloDisk const&)> place_disk = {};
+        // How long a machine that is ready waits for a source that is silent, or lost.
+        Nanoseconds patience = 120 * k_ns_per_s;
+        // Whether the source came back by another connection than the one that is listened to.
+        std::function<bool()> superseded = {};
+    };
+
+    Destination(HomeRoot root, std::unique_ptr<Stream> stream, Peer peer, Options options);
+    // Gives up what did not come to be: the folder is removed, a home that was prepared abandoned.
+    ~Destination();
+    Destination(Destination const&) = delete;
+    Destination& operator=(Destination const&) = delete;
+
+    // Takes the source's Hello, which the caller has received. After success both ends have proven that they have the
+    // key, and the VM fits here. An error was told to the source.
+    Result<void> greet(Bytes hello);
+    // Files, memory and state, until the source says that this was all. The same.
+    Result<void> receive();
+    // The home, durable and arriving: it can be read, and not be changed.
+    Result<std::unique_ptr<HomeSession>> open_home();
+    Bytes state() const noexcept { return m_state; }
+    // With the machine restored: durable, and the source hears that it can let go.
+    Result<void> ready();
+
+    // Waits until the source lets go, on this connection or on one that `reconnect` comes by (it waits for one, up to
+    // the given time; null where none came). After success this host owns the VM for good, and the guest may run. After
+    // an error it never will: all of it is gone from here.
+    using Reconnect = std::function<std::unique_ptr<Stream>(Nanoseconds limit)>;
+    Result<void> wait_for_go(Reconnect const& reconnect);
+    // The guest runs. Where the source does not hear it, it will ask.
+    void confirm() noexcept;
+
+    HelloMessage const& hello() const noexcept { return m_hello; }
+    HomeLocation const& location() const noexcept { return m_location; }
+    Peer const& peer() const noexcept { return m_peer; }
+    // The source may hear of an error of the caller's own.
+    void fail(Error const& error) noexcept {
+        if (m_stream) m_stream->send_failure(error);
+    }
+
+private:
+    enum class Stage : uint8_t { Empty, Receiving, Published, Prepared, Started, Over };
+
+    Result<void> greet_unguarded(Bytes hello);
+    Result<void> receive_unguarded();
+    Result<void> begin_file(FileMessage const& message);
+    Result<void> take_file_data(Bytes bytes);
+    Result<void> end_file();
+    Result<void> check_disks() const;
+    Result<bool> take_answer(Stream::Frame const& frame);
+    Result<void> told(Result<void> done);
+    void abandon() noexcept;
+
+    HomeRoot m_root;
+    std::unique_ptr<Stream> m_stream;
+    Peer m_peer;
+    Options m_options;
+    MigrationJournal m_journal;
+    HelloMessage m_hello;
+    HomeLocation m_location;
+    std::optional<crypto::BundleKey> m_key;
+    std::unique_ptr<MemoryReceiver> m_memory;
+    std::optional<IncomingHome> m_home;
+    ByteVector m_state;
+    PrepareMessage m_prepare;
+    Stage m_stage = Stage::Empty;
+    // The file that is being received.
+    uint64_t m_file_left = 0;
+    bool m_in_file = false;
+    UniqueFd m_disk_file;
+    std::filesystem::path m_disk_path;
+    uint64_t m_disk_at = 0;
+    std::vector<std::filesystem::path> m_made_disks;
+    std::map<size_t, std::filesystem::path> m_places; // of disks that are not where they were
+};
+
+// Answers a source that asks what became of a migration, with no process here that has its machine: Started where this
+// host owns the VM, else it never will, and what is left of it here is removed.
+Result<void> answer_ask(Stream& stream, HomeRoot const& root, Peer const& peer, AskMessage const& ask);
+
+} // namespace coffer::vmm::migrate
