@@ -128,6 +128,50 @@ class Suspended(HostTest):
         self.assertIn("fails authentication", said)
 
 
+class Plain(Suspended):
+    """An unencrypted home without a TPM, and a raw disk that a running guest writes to all the while."""
+
+    def setUp(self):
+        HostTest.setUp(self)
+        self.disk = self.host.folder / "data.img"
+        self.disk.write_bytes(b"\0" * (8 << 20))
+        self.create("vm", "--tpm", "none", "--disk", self.disk)
+
+    def on_disk(self, path=None):
+        return int((path or self.disk).read_bytes()[:8] or b"0")
+
+    def test_disk_that_is_written_to_goes_back_and_is_merged(self):
+        self.assertFalse(self.host.json("show", "vm")["encrypted"])
+        process, output = self.start_guest(
+            "n=0; while [ $n -lt 60 ]; do n=$((n+1)); printf %08d $n | dd of=/dev/nvme0n1 conv=notrunc,fsync "
+            "2>/dev/null || exit 3; echo step $n; sleep 0.2; done; echo read $(head -c 8 /dev/nvme0n1)")
+        for tag, step in (("a", 2), ("b", 5)):
+            self.wait_for(output, f"step {step}\n", process)
+            self.assertRegex(self.ok("snapshot", "take", "vm", tag, "--compress", limit=BOOT_LIMIT), "stood still")
+        seen = [int(n) for n in re.findall(r"step (\d+)\n", output.read_text())][-1]
+        self.wait_for(output, f"step {seen + 2}\n", process)
+        shown = self.host.json("show", "vm")["config"]["disks"][0]
+        layered = shown["layers"] == 2
+        self.assertIn(shown["layers"], (0, 2), "0: the file system shares blocks")
+        if layered:
+            self.assertLess(self.on_disk(), seen, "frozen where the first snapshot was taken")
+        # While the guest writes: the first snapshot's layer is merged.
+        self.ok("snapshot", "delete", "vm", "a", "--yes", limit=BOOT_LIMIT)
+        if layered:
+            self.assertEqual(self.host.json("show", "vm")["config"]["disks"][0]["layers"], 1)
+        self.ok("snapshot", "revert", "vm", "b", "--yes", limit=BOOT_LIMIT)
+        process.wait(60)
+        resumed = self.ok("resume", "vm", "--timeout", BOOT_LIMIT, limit=BOOT_LIMIT + 60)
+        steps = [int(n) for n in re.findall(r"step (\d+)\n", resumed)]
+        self.assertIn(steps[0], range(5, seen + 2), "goes on from the snapshot")
+        self.assertEqual(steps, list(range(steps[0], 61)))
+        self.assertIn("read 00000060", resumed)
+        self.ok("snapshot", "delete", "vm", "b", "--yes")
+        self.assertEqual(self.on_disk(), 60, "the disk's own file has everything again")
+        self.assertEqual([p.name for p in self.host.home("vm").iterdir()
+                          if p.name.startswith(("snapshot-", "saved-", "overlay-"))], [])
+
+
 class Off(HostTest):
     def test_sealed_secret_disk_and_tpm_come_back(self):
         self.add_provider()
@@ -138,14 +182,36 @@ class Off(HostTest):
                                 "echo on-disk | dd of=/dev/nvme0n1 conv=sync,fsync 2>/dev/null")
         self.ok("snapshot", "take", "vm", "sealed")
         tpm = (self.host.home("vm") / "tpm").read_bytes()
-        # The secret and the disk's content are lost, and so is the TPM's owner hierarchy.
+        # The secret is lost, and so is the TPM's owner hierarchy.
         self.ok("tpm", "clear", "vm", "--yes")
-        disk.write_bytes(b"\0" * (8 << 20))
         self.assertIn("history", self.ok("snapshot", "revert", "vm", "sealed", "--yes"))
         self.assertNotEqual((self.host.home("vm") / "tpm").read_bytes(), tpm, "a writing of its own")
-        back = self.run_in_guest("vm", "coffer-demo-unseal; echo; head -c 7 /dev/nvme0n1")
+        back = self.run_in_guest("vm", "coffer-demo-unseal; echo; head -c 7 /dev/nvme0n1; "
+                                       "echo changed | dd of=/dev/nvme0n1 conv=sync,fsync 2>/dev/null")
         self.assertIn("sealed-secret", back)
         self.assertIn("on-disk", back)
+        self.check_verbs_see_the_disk_as_it_is(disk)
+
+    def check_verbs_see_the_disk_as_it_is(self, disk):
+        layered = self.host.json("show", "vm")["config"]["disks"][0]["layers"] > 0
+        folder = self.host.folder / "copies"
+        folder.mkdir()
+        if layered:
+            self.assertEqual(disk.read_bytes()[:7], b"on-disk", "as it was when the snapshot was taken")
+            self.ok("disk", "export", "vm", "0", folder / "exported")
+            self.assertEqual((folder / "exported").read_bytes()[:7], b"changed")
+            self.assertIn("--discard-layers", self.refused(2, "remove", "vm", "--yes"))
+            self.assertIn("its first snapshot", self.ok("backup", "vm", self.host.folder / "without"))
+        self.ok("clone", "vm", "copy", "--tpm", "copy", "--disk-folder", folder)
+        self.assertEqual((folder / "copy-data.img").read_bytes()[:7], b"changed")
+        self.ok("backup", "vm", "--disks", self.host.folder / "backup")
+        self.ok("restore", self.host.folder / "backup", "--name", "restored", "--tpm", "copy", "--disk-folder", folder)
+        self.assertEqual((folder / "restored-data.img").read_bytes()[:7], b"changed")
+        self.ok("rekey", "vm", "--deep", "--all")
+        self.ok("snapshot", "revert", "vm", "sealed", "--yes")
+        self.ok("snapshot", "delete", "vm", "sealed", "--yes")
+        self.assertEqual(disk.read_bytes()[:7], b"on-disk")
+        self.ok("remove", "vm", "--yes")
 
 
 if __name__ == "__main__":

@@ -95,7 +95,8 @@ void report_clone_tpm(CloneTpm tpm, std::string_view source, std::string_view cl
 
 namespace {
 // Copies of the disks that the configuration has, which has the copies then.
-Result<vmm::DiskCopies> copies_of_disks(std::string const& name, CloneOptions const& options, vmm::VmConfig& config) {
+Result<vmm::DiskCopies> copies_of_disks(std::string const& name, CloneOptions const& options, CloneSource const& source,
+                                        vmm::VmConfig& config) {
     std::filesystem::path folder = options.disk_folder;
     if (!folder.empty()) {
         std::error_code error;
@@ -103,7 +104,7 @@ Result<vmm::DiskCopies> copies_of_disks(std::string const& name, CloneOptions co
         if (error || !std::filesystem::is_directory(folder, error))
             return make_error(ErrorCode::NotFound, "--disk-folder {} is no folder", options.disk_folder);
     }
-    auto disks = TRY(vmm::DiskCopies::plan(config.disks, name, folder));
+    auto disks = TRY(vmm::DiskCopies::plan(config.disks, name, folder, source.open_layers));
     config.disks = disks.disks();
     return disks;
 }
@@ -120,7 +121,8 @@ Result<void> make_clone(vmm::HomeLocation const& location, CloneSource source, C
     if (!options.pcr_banks.empty()) config.pcr_banks = TRY(devices::parse_pcr_banks(options.pcr_banks));
     if (change) change(config);
     if (options.no_disks) config.disks.clear();
-    auto disks = source.plan_disks ? source.plan_disks(config) : copies_of_disks(location.name, options, config);
+    auto disks =
+        source.plan_disks ? source.plan_disks(config) : copies_of_disks(location.name, options, source, config);
     if (!disks) return std::move(disks).error();
     auto const encrypted_disks = TRY(ClonedDisks::plan(config, source.open_disk));
     auto const provider = TRY(clone_provider(location.root, options, source, config));

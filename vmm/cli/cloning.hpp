@@ -39,6 +39,7 @@ struct CloneSource {
     // Where the disks come from, and the new configuration's disks; empty: copies of the source's images.
     std::function<Result<vmm::DiskCopies>(vmm::VmConfig& config)> plan_disks;
     DiskSource open_disk; // of encrypted disks
+    vmm::DiskCopies::Opener open_layers;
 };
 // Everything a home holds but its disks.
 Result<CloneSource> read_source(vmm::HomeSession& home);

@@ -16,8 +16,10 @@
 #include "vmm/cli/wording.hpp"
 #include "vmm/control/backup.hpp"
 #include "vmm/control/client.hpp"
+#include "vmm/disk/disk_layers.hpp"
 #include "vmm/home/backup.hpp"
 #include "vmm/home/home_admin.hpp"
+#include "vmm/home/overlay_files.hpp"
 #include "vmm/snapshot/snapshot_store.hpp"
 
 namespace coffer::cli {
@@ -79,10 +81,13 @@ private:
 };
 
 // The disks that a backup can hold: those that the VM writes to.
-std::vector<vmm::BackupDisk> disks_of(vmm::HomeLocation const& location, vmm::VmConfig const& config) {
+std::vector<vmm::BackupDisk> disks_of(vmm::HomeSession const& home) {
     std::vector<vmm::BackupDisk> disks;
-    for (size_t number = 0; number < config.disks.size(); ++number)
-        if (!config.disks[number].read_only) disks.push_back({number, config.disks[number].file(location.folder())});
+    auto const& configs = home.config().disks;
+    for (size_t number = 0; number < configs.size(); ++number)
+        if (auto const& disk = configs[number]; !disk.read_only)
+            disks.push_back({number, disk.file(home.location().folder()),
+                             [&home, &disk] { return vmm::open_if_layered(home, disk); }});
     return disks;
 }
 
@@ -134,7 +139,7 @@ Result<int> backup(Context const& context, BackupArguments const& arguments) {
         options.provider_kind = provider.kind;
     }
     uint64_t total = 0;
-    auto const disks = disks_of(location, home->config());
+    auto const disks = disks_of(*home);
     if (arguments.disks) {
         options.disks = disks;
         for (auto const& disk : disks) {
@@ -160,6 +165,10 @@ Result<int> backup(Context const& context, BackupArguments const& arguments) {
     report(arguments.name, file, arguments.disks);
     if (!arguments.disks && !disks.empty())
         print_line("note: the content of its disks is not in it; --disks puts it there");
+    if (!arguments.disks && vmm::has_overlay_files(location))
+        print_line(
+            "note: what was written to its disks since its first snapshot is in its home, and not in the disks' own "
+            "files: without --disks this backup does not bring it back");
     auto const store = TRY(vmm::SnapshotStore::open(*home));
     if (!store.index().snapshots.empty()) print_line("note: its snapshots are not in it");
     if (store.suspended())

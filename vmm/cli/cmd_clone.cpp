@@ -40,6 +40,9 @@ Result<OpenedSource> open_source(vmm::HomeLocation const& location, HomeOpener& 
     if (auto header = source.home->header()) source.content.provider = header->provider;
     if (TRY(has_snapshots(*source.home)))
         print_line(fmt::format("note: the new VM is '{}' as it is now; its snapshots are not copied", location.name));
+    source.content.open_layers = [home = source.home.get()](vmm::DiskConfig const& disk) {
+        return vmm::open_if_layered(*home, disk);
+    };
     source.content.open_disk =
         [home = source.home.get()](vmm::DiskConfig const& disk,
                                    std::filesystem::path const&) -> Result<std::unique_ptr<vmm::EncryptedDisk>> {

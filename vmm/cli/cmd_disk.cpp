@@ -35,7 +35,7 @@ struct OpenDisk {
     std::unique_ptr<vmm::EncryptedDisk> disk;
 };
 
-Result<OpenDisk> open_disk_of(Context const& context, DiskOptions const& options) {
+Result<OpenDisk> open_home_of(Context const& context, DiskOptions const& options) {
     auto location = TRY(context.location(options.name));
     OpenDisk open;
     open.home = TRY(vmm::unlock_home(location, Context::keeper_options(options.passphrase_fd)));
@@ -44,15 +44,21 @@ Result<OpenDisk> open_disk_of(Context const& context, DiskOptions const& options
         return make_error(ErrorCode::NotFound, "VM '{}' has no disk {}: it has {}, and the first is disk 0",
                           options.name, options.index, disks.size());
     open.config = disks[options.index];
-    if (open.config.protection == vmm::DiskProtection::None)
-        return make_error(ErrorCode::InvalidArgument, "disk {} of VM '{}' is not encrypted: it is {} itself",
-                          options.index, options.name, open.config.path);
-    auto secrets = TRY(vmm::HomeDisks::load_secrets(*open.home));
-    open.disk = TRY(vmm::HomeDisks::open_encrypted(*open.home, open.config, secrets));
     return open;
 }
 
-Result<void> write_export(vmm::EncryptedDisk& disk, fs::path const& path, std::string_view what) {
+Result<void> open_encrypted(OpenDisk& open) {
+    auto secrets = TRY(vmm::HomeDisks::load_secrets(*open.home));
+    open.disk = TRY(vmm::HomeDisks::open_encrypted(*open.home, open.config, secrets));
+    return {};
+}
+
+Error not_encrypted(DiskOptions const& options, vmm::DiskConfig const& disk) {
+    return make_error(ErrorCode::InvalidArgument, "disk {} of VM '{}' is not encrypted: it is {} itself", options.index,
+                      options.name, disk.path);
+}
+
+Result<void> write_export(devices::BlockBackend& disk, fs::path const& path, std::string_view what) {
     UniqueFd file(::open(path.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600));
     if (!file.valid() && errno == EEXIST)
         return make_error(ErrorCode::AlreadyExists, "there is a file {} already", path.native());
@@ -69,16 +75,27 @@ Result<void> write_export(vmm::EncryptedDisk& disk, fs::path const& path, std::s
 }
 
 Result<int> export_disk(Context const& context, DiskOptions const& options) {
-    auto open = TRY(open_disk_of(context, options));
-    TRY(write_export(*open.disk, options.file, fmt::format("exporting disk {}", options.index)));
-    TRY(open.disk->close());
+    auto open = TRY(open_home_of(context, options));
+    auto const what = fmt::format("exporting disk {}", options.index);
+    if (open.config.protection == vmm::DiskProtection::None) {
+        // With snapshots, what was written since is in the home.
+        auto content = TRY(vmm::open_if_layered(*open.home, open.config));
+        if (!content) return not_encrypted(options, open.config);
+        TRY(write_export(*content, options.file, what));
+    } else {
+        TRY(open_encrypted(open));
+        TRY(write_export(*open.disk, options.file, what));
+        TRY(open.disk->close());
+    }
     print_line(fmt::format("wrote disk {} of VM '{}', unencrypted, to {}", options.index, options.name, options.file));
     return to_int(ExitCode::Ok);
 }
 
 // Reads everything; damage is counted, so that all of it is told at once.
 Result<int> check_disk(Context const& context, DiskOptions const& options) {
-    auto open = TRY(open_disk_of(context, options));
+    auto open = TRY(open_home_of(context, options));
+    if (open.config.protection == vmm::DiskProtection::None) return not_encrypted(options, open.config);
+    TRY(open_encrypted(open));
     if (open.config.protection != vmm::DiskProtection::Authenticated)
         return make_error(ErrorCode::Unsupported,
                           "disk {} of VM '{}' is unauthenticated: changes of its content cannot be seen", options.index,
@@ -116,7 +133,7 @@ Result<int> check_disk(Context const& context, DiskOptions const& options) {
 } // namespace
 
 void register_disk(CLI::App& app, Context& context) {
-    auto* verb = app.add_subcommand("disk", "Encrypted disks of VMs that are off");
+    auto* verb = app.add_subcommand("disk", "Disks of VMs that are off");
     verb->require_subcommand(1);
     auto options = std::make_shared<DiskOptions>();
     auto add = [&](char const* name, char const* help, auto action) {
@@ -129,7 +146,8 @@ void register_disk(CLI::App& app, Context& context) {
         });
         return sub;
     };
-    add("export", "Write the content of an encrypted disk to a new file, unencrypted", export_disk)
+    add("export", "Write the content of a disk that is encrypted, or has layers, to a new file, unencrypted",
+        export_disk)
         ->add_option("FILE", options->file, "The raw image to make")
         ->required();
     add("check", "Read an authenticated disk whole and authenticate every unit of it", check_disk);

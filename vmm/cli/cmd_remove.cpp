@@ -7,6 +7,7 @@
 #include "vmm/cli/context.hpp"
 #include "vmm/cli/exit_codes.hpp"
 #include "vmm/home/home_admin.hpp"
+#include "vmm/home/overlay_files.hpp"
 
 namespace coffer::cli {
 
@@ -15,6 +16,7 @@ namespace {
 struct RemoveOptions {
     std::string name;
     bool yes = false;
+    bool discard_layers = false;
 };
 
 Result<void> confirm(std::string const& name) {
@@ -42,6 +44,14 @@ Result<int> remove(Context const& context, RemoveOptions const& options) {
                           location.root.vms().native());
     if (user && user->has_value())
         return make_error(ErrorCode::Busy, "VM '{}' is running (process {}): power it off first", options.name, **user);
+    // The home may not even open.
+    if (!options.discard_layers && vmm::has_overlay_files(location))
+        return make_error(
+            ErrorCode::InvalidArgument,
+            "'{}' has snapshots, and what was written to its disks since the first is in its home: delete "
+            "them first ('coffer snapshot delete'), which puts it into the disks, or give "
+            "--discard-layers to leave disk images as they were then",
+            options.name);
     if (!options.yes) TRY(confirm(options.name));
     TRY(vmm::remove_home(location));
     print_line(fmt::format("removed VM '{}'", options.name));
@@ -56,6 +66,8 @@ void register_remove(CLI::App& app, Context& context) {
     auto options = std::make_shared<RemoveOptions>();
     verb->add_option("NAME", options->name, "The VM")->required();
     verb->add_flag("--yes", options->yes, "Do not ask");
+    verb->add_flag("--discard-layers", options->discard_layers,
+                   "Of a VM with snapshots: give up what was written to its disks since the first");
     verb->callback([&context, options] { context.action = [&context, options] { return remove(context, *options); }; });
 }
 

@@ -37,7 +37,12 @@ void print_protection(VmStatus const& status) {
     print_row("sequence", fmt::format("{}", summary.sequence));
 }
 
-void print_config(vmm::VmConfig const& config) {
+std::string describe_layers(size_t depth) {
+    if (depth == 0) return {};
+    return fmt::format(", and {} {} above it in the home, for snapshots", depth, depth == 1 ? "layer" : "layers");
+}
+
+void print_config(vmm::VmConfig const& config, vmm::DiskLayers const& layers) {
     if (config.is_template) print_row("template", "yes: it is not run, 'coffer create --from' makes VMs of it");
     print_row("memory", format_size(config.memory));
     print_row("cpus", fmt::format("{}", config.cpus));
@@ -45,8 +50,8 @@ void print_config(vmm::VmConfig const& config) {
     print_row("firmware", config.firmware_code);
     print_row("secure boot", config.secure_boot ? "keys enrolled at create" : "no keys enrolled at create");
     for (auto const& disk : config.disks)
-        print_row("disk",
-                  fmt::format("{}{} ({})", disk.path, disk.read_only ? ", read-only" : "", describe(disk.protection)));
+        print_row("disk", fmt::format("{}{} ({}){}", disk.path, disk.read_only ? ", read-only" : "",
+                                      describe(disk.protection), describe_layers(layers.depth(disk.path))));
 }
 
 void print_history(std::vector<vmm::HistoryEvent> const& events) {
@@ -72,7 +77,7 @@ void print_status(VmStatus const& status) {
         }
         print_protection(status);
     }
-    if (status.config) print_config(*status.config);
+    if (status.config) print_config(*status.config, status.disk_layers);
     if (status.summary)
         for (auto const& file : status.summary->files)
             print_row("file", fmt::format("{}: {}, writing {}, {}", file.name, format_size(file.content_size),

@@ -51,9 +51,8 @@ Result<int> take(Context const& context, SnapshotOptions const& options) {
         auto client = TRY(vmm::control::Client::connect(location));
         vmm::control::SnapshotRequest request{vmm::control::SnapshotVerb::Take, options.tag, options.description,
                                               options.compress};
-        auto answer = TRY(client.call(request, {.on_progress = [&](auto const& progress) {
-                                          line.show(progress.done, progress.total);
-                                      }}));
+        auto answer = TRY(client.call(
+            request, {.on_progress = [&](auto const& progress) { line.show(progress.done, progress.total); }}));
         print_line(fmt::format("Snapshot '{}' of the running VM '{}' was taken; the guest stood still for {} ms",
                                answer.tag, options.name, answer.stopped_ms));
         return to_int(ExitCode::Ok);
@@ -131,7 +130,8 @@ Result<void> stop_running(vmm::HomeLocation const& location) {
 Result<int> revert(Context const& context, SnapshotOptions const& options) {
     auto location = TRY(context.location(options.name));
     bool running = TRY(is_running(location));
-    // Looked at before anything is stopped for it; a passphrase from a descriptor can be read once, and is needed below.
+    // Looked at before anything is stopped for it; a passphrase from a descriptor can be read once, and is needed
+    // below.
     if (running && options.passphrase_fd < 0) {
         auto home = TRY(open_home(context, options, HomeAccess::ReadOnly));
         auto store = TRY(SnapshotStore::open(*home));
@@ -163,13 +163,17 @@ Result<int> remove(Context const& context, SnapshotOptions const& options) {
     if (!options.yes)
         TRY(confirm(fmt::format("Snapshot '{}' of '{}' will be deleted for good.", options.tag, options.name),
                     options.tag));
+    ProgressLine line("merging disks");
     if (TRY(is_running(location))) {
         auto client = TRY(vmm::control::Client::connect(location));
-        TRY(client.call(vmm::control::SnapshotRequest{vmm::control::SnapshotVerb::Delete, options.tag, {}, false}));
+        TRY(client.call(vmm::control::SnapshotRequest{vmm::control::SnapshotVerb::Delete, options.tag, {}, false},
+                        {.on_progress = [&](auto const& progress) { line.show(progress.done, progress.total); }}));
     } else {
         auto home = TRY(open_home(context, options, HomeAccess::Writer));
         auto store = TRY(SnapshotStore::open(*home));
-        TRY(store.remove(options.tag));
+        vmm::ImageOptions merging;
+        merging.progress = [&](uint64_t done, uint64_t total) { line.show(done, total); };
+        TRY(store.remove(options.tag, merging));
     }
     print_line(fmt::format("Snapshot '{}' of '{}' was deleted", options.tag, options.name));
     return to_int(ExitCode::Ok);

@@ -58,6 +58,10 @@ Result<VmStatus> VmInspector::inspect(std::string const& name) {
     if (home) {
         status.config = (*home)->config();
         status.deep_rekey_pending = (*home)->deep_rekey_pending();
+        if (auto layers = vmm::load_disk_layers(**home))
+            status.disk_layers = std::move(*layers);
+        else
+            lock(layers.error());
         if (auto history = (*home)->history())
             status.history = std::move(*history);
         else
@@ -74,11 +78,13 @@ Result<VmStatus> VmInspector::inspect(std::string const& name) {
 
 namespace {
 
-nlohmann::json config_json(vmm::VmConfig const& config) {
+nlohmann::json config_json(vmm::VmConfig const& config, vmm::DiskLayers const& layers) {
     auto disks = nlohmann::json::array();
     for (auto const& disk : config.disks)
-        disks.push_back(
-            {{"path", disk.path}, {"read_only", disk.read_only}, {"protection", vmm::to_string(disk.protection)}});
+        disks.push_back({{"path", disk.path},
+                         {"read_only", disk.read_only},
+                         {"protection", vmm::to_string(disk.protection)},
+                         {"layers", layers.depth(disk.path)}});
     nlohmann::json json = {{"memory", config.memory},           {"cpus", config.cpus},
                            {"disks", std::move(disks)},         {"tpm", vmm::to_string(config.tpm)},
                            {"firmware", config.firmware_code},  {"variables", config.firmware_variables},
@@ -119,7 +125,7 @@ nlohmann::json to_json(VmStatus const& status) {
         json["uptime"] = static_cast<double>(status.live->uptime_ms) / 1000;
     }
     if (!status.config) return json;
-    json["config"] = config_json(*status.config);
+    json["config"] = config_json(*status.config, status.disk_layers);
     auto history = nlohmann::json::array();
     for (auto const& event : status.history)
         history.push_back({{"number", event.number},

@@ -9,6 +9,7 @@
 
 #include "keyprovider/registry.hpp"
 #include "vmm/control/status.hpp"
+#include "vmm/disk/disk_layers.hpp"
 #include "vmm/home/home_admin.hpp"
 #include "vmm/home/keeper_client.hpp"
 
@@ -24,10 +25,11 @@ std::string_view to_string(VmState state) noexcept;
 struct VmStatus {
     std::string name;
     VmState state = VmState::Off;
-    std::string reason;                             // of Locked
-    std::optional<vmm::HomeSummary> summary;        // nothing where not even that is readable
-    std::optional<ProviderInfo> provider;           // of an encrypted home, where this host has it
-    std::optional<vmm::VmConfig> config;            // where the home opens
+    std::string reason;                      // of Locked
+    std::optional<vmm::HomeSummary> summary; // nothing where not even that is readable
+    std::optional<ProviderInfo> provider;    // of an encrypted home, where this host has it
+    std::optional<vmm::VmConfig> config;     // where the home opens
+    vmm::DiskLayers disk_layers;
     std::optional<vmm::control::StatusAnswer> live; // what the process that runs the VM says
     std::vector<vmm::HistoryEvent> history;         // where the home opens; the oldest first
     bool deep_rekey_pending = false;                // the same: files are left under an older key

@@ -92,15 +92,17 @@ Result<void> copy_disk(devices::BlockBackend& from, devices::BlockBackend& to, D
     return to.flush();
 }
 
-Result<std::unique_ptr<EncryptedDisk>> open_disk(std::filesystem::path const& image, DiskSecret const& secret,
-                                                 ExpectedDisk const& expected, bool read_only) {
-    auto file = devices::RawDisk::open(image, {.read_only = read_only});
-    if (!file && file.error().code() == ErrorCode::NotFound)
+Error not_opened(std::filesystem::path const& image, Error error) {
+    if (error.code() == ErrorCode::NotFound)
         return make_error(ErrorCode::Integrity, "{} is missing: put back an intact copy of the whole home",
                           image.native());
-    if (!file && file.error().code() == ErrorCode::Corrupt) return damaged(image, "the image cannot be a disk");
-    if (!file) return std::move(file).error();
-    return open_encrypted_disk(image, std::move(*file), secret, expected);
+    if (error.code() == ErrorCode::Corrupt) return damaged(image, "the image cannot be a disk");
+    return error;
+}
+
+Result<std::unique_ptr<EncryptedDisk>> open_disk(std::filesystem::path const& image, DiskSecret const& secret,
+                                                 ExpectedDisk const& expected, bool read_only) {
+    return open_disk(image, devices::RawDisk::open(image, {.read_only = read_only}), secret, expected);
 }
 
 } // namespace coffer::vmm

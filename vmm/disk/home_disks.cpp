@@ -2,18 +2,10 @@
 
 #include <algorithm>
 
-#include "devices/storage/raw_disk.hpp"
 #include "vmm/disk/disk_files.hpp"
 #include "vmm/home/home_errors.hpp"
 
 namespace coffer::vmm {
-
-namespace {
-Result<std::unique_ptr<devices::BlockBackend>> open_raw(DiskConfig const& config) {
-    return std::unique_ptr<devices::BlockBackend>(
-        TRY(devices::RawDisk::open(config.path, {.read_only = config.read_only})));
-}
-} // namespace
 
 Result<DiskSecrets> HomeDisks::load_secrets(HomeSession const& home) {
     auto const& disks = home.config().disks;
@@ -29,27 +21,46 @@ Result<DiskSecrets> HomeDisks::load_secrets(HomeSession const& home) {
     return secrets;
 }
 
-Result<std::unique_ptr<EncryptedDisk>> HomeDisks::open_encrypted(HomeSession const& home, DiskConfig const& config,
-                                                                 DiskSecrets& secrets) {
+namespace {
+Result<std::unique_ptr<EncryptedDisk>> open_in(HomeSession const& home, DiskConfig const& config, DiskSecrets& secrets,
+                                               Result<std::unique_ptr<LayeredFile>> image) {
     auto path = config.file(home.location().folder());
     auto const* secret = secrets.find(config.uuid);
     if (!secret)
         return damaged(home.location().folder() / file_name(HomeFile::Disks),
                        fmt::format("the home has no key of disk {}", config.path));
-    return open_disk(path, *secret, {home.config().uuid, config.protection}, config.read_only);
+    return open_disk(path, std::move(image), *secret, {home.config().uuid, config.protection});
+}
+} // namespace
+
+Result<std::unique_ptr<EncryptedDisk>> HomeDisks::open_encrypted(HomeSession const& home, DiskConfig const& config,
+                                                                 DiskSecrets& secrets) {
+    return open_in(home, config, secrets, open_layered(home, config));
 }
 
-Result<std::unique_ptr<devices::BlockBackend>> HomeDisks::open_own(HomeSession const& home, DiskConfig const& config) {
-    auto disk = TRY(open_encrypted(home, config, m_secrets));
+Result<std::unique_ptr<devices::BlockBackend>> HomeDisks::open_disk(DiskConfig const& config,
+                                                                    DiskLayers const& layers) {
+    auto image = open_layered(*m_home, config, layers, layers.top(config.path));
+    m_images.push_back(image ? image->get() : nullptr);
+    if (config.protection == DiskProtection::None) return std::unique_ptr<devices::BlockBackend>(TRY(std::move(image)));
+    auto disk = TRY(open_in(*m_home, config, m_secrets, std::move(image)));
     m_encrypted.push_back(disk.get());
     return std::unique_ptr<devices::BlockBackend>(std::move(disk));
+}
+
+LayeredFile& HomeDisks::image(std::string_view disk) const {
+    auto const& configs = m_home->config().disks;
+    auto const found = std::ranges::find(configs, disk, &DiskConfig::path);
+    COFFER_ASSERT(found != configs.end());
+    return *m_images[static_cast<size_t>(found - configs.begin())];
 }
 
 Result<HomeDisks> HomeDisks::open(HomeSession& home) {
     HomeDisks disks(home);
     disks.m_secrets = TRY(load_secrets(home));
+    auto const layers = TRY(load_disk_layers(home));
     for (auto const& config : home.config().disks) {
-        auto disk = config.protection == DiskProtection::None ? open_raw(config) : disks.open_own(home, config);
+        auto disk = disks.open_disk(config, layers);
         if (!disk) return std::move(disk).error().with_context("disk");
         disks.m_disks.push_back(std::move(*disk));
     }
@@ -76,6 +87,8 @@ Result<void> HomeDisks::note_epochs() {
 
 Result<void> HomeDisks::close() {
     for (auto* disk : m_encrypted) TRY_CONTEXT(disk->close(), "disk");
+    for (auto* image : m_images)
+        if (!image->read_only()) TRY_CONTEXT(image->flush(), "disk");
     return note_epochs();
 }
 

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "devices/core/backends.hpp"
+#include "vmm/disk/disk_layers.hpp"
 #include "vmm/disk/encrypted_disk.hpp"
 #include "vmm/home/home_session.hpp"
 
@@ -18,7 +19,9 @@ public:
 
     // Live as long as this object.
     std::vector<devices::BlockBackend*> backends() const;
-    // When nothing uses the disks any more: brings encrypted ones to rest and notes it in the home.
+    // The image of a disk, by its path in the configuration: what snapshots put layers on. Asserts that there is one.
+    LayeredFile& image(std::string_view disk) const;
+    // When nothing uses the disks any more: makes all durable, brings encrypted ones to rest and notes it in the home.
     Result<void> close();
 
     // Of an open home's configuration, for verbs that look at one disk. NotFound, Integrity.
@@ -28,13 +31,14 @@ public:
 
 private:
     explicit HomeDisks(HomeSession& home) : m_home(&home) {}
-    Result<std::unique_ptr<devices::BlockBackend>> open_own(HomeSession const& home, DiskConfig const& config);
+    Result<std::unique_ptr<devices::BlockBackend>> open_disk(DiskConfig const& config, DiskLayers const& layers);
     Result<void> note_epochs();
 
     HomeSession* m_home;
     DiskSecrets m_secrets;
     std::vector<std::unique_ptr<devices::BlockBackend>> m_disks;
     std::vector<EncryptedDisk*> m_encrypted; // some of m_disks
+    std::vector<LayeredFile*> m_images;      // in the configuration's order
 };
 
 } // namespace coffer::vmm

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <filesystem>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -19,6 +20,8 @@ namespace coffer::vmm {
 struct BackupDisk {
     size_t number = 0; // in the configuration, from 0
     std::filesystem::path image;
+    // Where the content is not in that file alone.
+    std::function<Result<std::unique_ptr<devices::BlockBackend>>()> open_content = {};
 };
 
 struct BackupOptions {

@@ -32,7 +32,7 @@ public:
         m_parts.push_back(std::move(part));
         return {};
     }
-    Result<void> add_disk(std::string name, std::filesystem::path const& image);
+    Result<void> add_disk(BackupDisk const& disk);
     std::vector<BackupPart> take_parts() && { return std::move(m_parts); }
 
 private:
@@ -45,14 +45,16 @@ private:
     std::vector<BackupPart> m_parts;
 };
 
-Result<void> Writer::add_disk(std::string name, std::filesystem::path const& image) {
+Result<void> Writer::add_disk(BackupDisk const& disk) {
+    auto const& image = disk.image;
+    auto const content = disk.open_content ? TRY(disk.open_content()) : nullptr;
     auto fd = TRY(open_file(image, O_RDONLY | O_NOCTTY));
     struct stat info {};
     if (::fstat(fd.get(), &info) != 0) return errno_error(errno, fmt::format("cannot stat {}", image.native()));
     if (!S_ISREG(info.st_mode) || static_cast<uint64_t>(info.st_size) > spec::k_max_disk)
         return make_error(ErrorCode::InvalidArgument, "disk {} is no file that a backup could hold", image.native());
     BackupPart part;
-    part.name = std::move(name);
+    part.name = fmt::format("{}{}", k_disk_file_prefix, disk.number);
     part.kind = BackupPartKind::Disk;
     part.content_size = static_cast<uint64_t>(info.st_size);
     part.salt = TRY(crypto::random_uuid());
@@ -66,17 +68,19 @@ Result<void> Writer::add_disk(std::string name, std::filesystem::path const& ima
         if (number < next) return {}; // data and hole in one chunk
         next = number + 1;
         uint64_t const begin = number * spec::k_chunk_size;
-        MutBytes const content = MutBytes(buffer).first(std::min(spec::k_chunk_size, part.content_size - begin));
-        TRY(pread_all(fd.get(), content, begin, image));
+        MutBytes const chunk = MutBytes(buffer).first(std::min(spec::k_chunk_size, part.content_size - begin));
+        TRY(content ? content->read(begin, chunk) : pread_all(fd.get(), chunk, begin, image));
         TRY(m_progress(m_disk_bytes + begin));
-        if (std::all_of(content.begin(), content.end(), [](std::byte b) { return b == std::byte{0}; })) return {};
-        auto const stored = TRY(chunks.seal(number, content));
+        if (std::all_of(chunk.begin(), chunk.end(), [](std::byte b) { return b == std::byte{0}; })) return {};
+        auto const stored = TRY(chunks.seal(number, chunk));
         TRY(pwrite_all(m_fd, stored, end, m_name));
         end += stored.size();
         ++part.chunks;
         return {};
     };
-    TRY(for_each_data_piece(fd.get(), image, part.content_size, spec::k_chunk_size, use));
+    // Holes of the file itself are nothing where there are layers above it.
+    for (uint64_t at = 0; content && at < part.content_size; at += spec::k_chunk_size) TRY(use(at, 0));
+    if (!content) TRY(for_each_data_piece(fd.get(), image, part.content_size, spec::k_chunk_size, use));
     part.stored_size = end - part.offset;
     part.digest = chunks.chain();
     m_end = end;
@@ -130,8 +134,7 @@ Result<void> write_backup(HomeSession const& home, int fd, std::filesystem::path
         part.written = head.written;
         TRY(writer.add(std::move(part), file.bytes));
     }
-    for (auto const& disk : options.disks)
-        TRY(writer.add_disk(fmt::format("{}{}", k_disk_file_prefix, disk.number), disk.image));
+    for (auto const& disk : options.disks) TRY(writer.add_disk(disk));
     header.parts = std::move(writer).take_parts();
     // The header comes last: until it is there the file is no backup.
     auto const bytes = TRY(encode_backup_header(header, key ? &*key : nullptr));

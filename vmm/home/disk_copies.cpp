@@ -25,7 +25,7 @@ Error taken(fs::path const& path) {
 } // namespace
 
 Result<DiskCopies> DiskCopies::plan(std::vector<DiskConfig> const& source, std::string const& name,
-                                    fs::path const& folder) {
+                                    fs::path const& folder, Opener const& open_content) {
     DiskCopies copies;
     copies.m_disks = source;
     for (auto& disk : copies.m_disks) {
@@ -38,11 +38,14 @@ Result<DiskCopies> DiskCopies::plan(std::vector<DiskConfig> const& source, std::
                               "disk {} is no file and cannot be copied; --no-disks makes a VM without disks",
                               from.native());
         auto to = (folder.empty() ? from.parent_path() : folder) / (name + "-" + from.filename().native());
-        disk.path = to.native();
-        auto fill = [from](int target, fs::path const& target_name, CopyProgress const& progress) -> Result<void> {
+        auto fill = [from, disk, open_content](int target, fs::path const& target_name,
+                                               CopyProgress const& progress) -> Result<void> {
+            if (auto content = open_content ? TRY(open_content(disk)) : nullptr)
+                return copy_disk_content(*content, target, target_name, progress);
             auto opened = TRY(open_file(from, O_RDONLY | O_NOCTTY));
             return copy_file_content(opened.get(), from, target, target_name, progress);
         };
+        disk.path = to.native();
         TRY(copies.add(std::move(to), static_cast<uint64_t>(info.st_size), fill));
     }
     return copies;

@@ -4,6 +4,7 @@
 
 #include <filesystem>
 #include <functional>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -17,12 +18,15 @@ public:
     // Writes the content of a disk to an empty file, durable.
     using Fill = std::function<Result<void>(int to, std::filesystem::path const& to_name, CopyProgress const&)>;
 
+    // The content of a disk that is not in its own file alone; null where it is.
+    using Opener = std::function<Result<std::unique_ptr<devices::BlockBackend>>(DiskConfig const&)>;
+
     DiskCopies() = default;
     // Says where each copy goes: NAME-FILE, NAME the new VM's, beside its source or in `folder` where that is not
     // empty. Read-only disks are shared, and disks in the home are not looked at. AlreadyExists where something has a
     // copy's name, InvalidArgument for a block device.
     static Result<DiskCopies> plan(std::vector<DiskConfig> const& source, std::string const& name,
-                                   std::filesystem::path const& folder);
+                                   std::filesystem::path const& folder, Opener const& open_content = {});
 
     DiskCopies(DiskCopies&& other) noexcept
         : m_disks(std::move(other.m_disks)), m_copies(std::exchange(other.m_copies, {})) {}

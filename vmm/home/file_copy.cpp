@@ -34,15 +34,44 @@ Result<void> for_each_data_piece(int fd, std::filesystem::path const& name, uint
     return {};
 }
 
+namespace {
+bool share_blocks(int from, int to) noexcept {
+    // SAFETY: FICLONE takes the source's descriptor by value. It fails where the file system shares no blocks, or is
+    // another one.
+    return ::ioctl(to, FICLONE, from) == 0;
+}
+} // namespace
+
+Result<bool> share_file_content(int from, int to, std::filesystem::path const& to_name) {
+    if (!share_blocks(from, to)) return false;
+    if (::fsync(to) != 0) return errno_error(errno, fmt::format("cannot sync {}", to_name.native()));
+    return true;
+}
+
+Result<void> copy_disk_content(devices::BlockBackend& content, int to, std::filesystem::path const& to_name,
+                               CopyProgress const& progress) {
+    constexpr uint64_t k_piece = uint64_t{64} << 10;
+    if (::ftruncate(to, static_cast<off_t>(content.size())) != 0)
+        return errno_error(errno, fmt::format("cannot make {} {} bytes long", to_name.native(), content.size()));
+    ByteVector buffer(k_piece);
+    for (uint64_t at = 0; at < content.size(); at += k_piece) {
+        auto const piece = MutBytes(buffer).first(std::min(k_piece, content.size() - at));
+        TRY(content.read(at, piece));
+        TRY(progress(at));
+        if (std::ranges::all_of(piece, [](std::byte b) { return b == std::byte{0}; })) continue;
+        TRY(pwrite_all(to, piece, at, to_name));
+    }
+    if (::fsync(to) != 0) return errno_error(errno, fmt::format("cannot sync {}", to_name.native()));
+    return progress(content.size());
+}
+
 Result<void> copy_file_content(int from, std::filesystem::path const& from_name, int to,
                                std::filesystem::path const& to_name, CopyProgress const& progress) {
     constexpr uint64_t k_piece = uint64_t{1} << 20;
     struct stat info {};
     if (::fstat(from, &info) != 0) return errno_error(errno, fmt::format("cannot stat {}", from_name.native()));
     auto const size = static_cast<uint64_t>(info.st_size);
-    // SAFETY: FICLONE takes the source's descriptor by value. It fails where the file system shares no blocks, or is
-    // another one.
-    if (::ioctl(to, FICLONE, from) != 0) {
+    if (!share_blocks(from, to)) {
         if (::ftruncate(to, info.st_size) != 0)
             return errno_error(errno, fmt::format("cannot make {} {} bytes long", to_name.native(), size));
         ByteVector buffer(k_piece);

@@ -1,6 +1,7 @@
 #include "vmm/home/home_convert.hpp"
 
 #include "vmm/home/home_build.hpp"
+#include "vmm/home/overlay_files.hpp"
 
 namespace coffer::vmm {
 
@@ -14,7 +15,7 @@ Result<void> convert_home(HomeLocation const& location, HomeSession& session, Vm
                           std::optional<HomeSeal> seal, HistoryKind event) {
     COFFER_ASSERT(session.encrypted() != seal.has_value());
     COFFER_ASSERT(config.uuid == session.config().uuid && config.name == location.name);
-    if (!session.further_files().empty()) return has_snapshots(location.name);
+    if (!session.further_files().empty() || has_overlay_files(location)) return has_snapshots(location.name);
     HomeContents contents;
     auto const nvram = TRY(session.load(HomeFile::Nvram));
     auto const record = TRY(read_host_record(location.host_record()));

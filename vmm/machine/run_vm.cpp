@@ -130,7 +130,7 @@ void Runner::memory_lost(Error const& error) noexcept {
 }
 
 void Runner::serve_saved() {
-    m_saved->serve(*m_control, *m_machine,
+    m_saved->serve(*m_control, *m_machine, *m_disks,
                    {.may_suspend = [this]() -> Result<void> {
                         if (m_asked_end) return make_error(ErrorCode::Busy, "the VM is about to end");
                         return {};

@@ -85,8 +85,9 @@ Result<void> SavedRun::begin() {
     return m_store.end_suspension();
 }
 
-void SavedRun::serve(control::Server& server, Machine& machine, Hooks hooks) {
+void SavedRun::serve(control::Server& server, Machine& machine, HomeDisks const& disks, Hooks hooks) {
     m_machine = &machine;
+    m_store.use(disks);
     m_hooks = std::move(hooks);
     server.on<control::SuspendRequest>(
         [this](control::SuspendRequest const& request, control::Conversation& with) -> Result<control::NoAnswer> {
@@ -139,7 +140,13 @@ Result<control::SnapshotAnswer> SavedRun::snapshot(control::SnapshotRequest cons
     std::lock_guard guard(m_mutex);
     control::SnapshotAnswer answer{request.tag};
     switch (request.verb) {
-    case control::SnapshotVerb::Delete: TRY(m_store.remove(request.tag)); return answer;
+    case control::SnapshotVerb::Delete: {
+        ImageOptions options;
+        options.progress = [&](uint64_t done, uint64_t total) { with.progress(done, total, "merging disks"); };
+        options.cancelled = [&] { return with.cancelled(); };
+        TRY(m_store.remove(request.tag, options));
+        return answer;
+    }
     case control::SnapshotVerb::Take: break;
     default: return make_error(ErrorCode::Unsupported, "this coffer does not know what to do with a snapshot");
     }

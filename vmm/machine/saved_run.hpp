@@ -47,8 +47,8 @@ public:
         std::function<ByteVector()> save_agent;
         std::function<void()> suspended; // the machine is saved, and is stopped
     };
-    // Handlers of control's requests. The machine outlives the server.
-    void serve(control::Server& server, Machine& machine, Hooks hooks);
+    // Handlers of control's requests. The machine and its disks outlive the server.
+    void serve(control::Server& server, Machine& machine, HomeDisks const& disks, Hooks hooks);
 
     // Any thread, while the machine runs: returns when no part of RAM is still on its way from the saved machine.
     void finish_memory() noexcept {

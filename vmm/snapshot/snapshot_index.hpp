@@ -9,6 +9,7 @@
 #include "base/bytes.hpp"
 #include "base/result.hpp"
 #include "base/uuid.hpp"
+#include "vmm/disk/disk_layers.hpp"
 
 namespace coffer::vmm {
 
@@ -24,7 +25,9 @@ struct SnapshotRecord {
     int64_t created = 0;
     bool running = false;     // with memory and devices; else the VM was off
     uint64_t memory_size = 0; // where running
-    uint32_t disks = 0;       // copies of disks, numbered from 0 as the configuration's writable ones
+    uint32_t disks = 0;       // numbered from 0 as the configuration's writable ones
+    // Where each of them was at; a layer of all zeros is its own file. Empty: the home has copies of them.
+    std::vector<DiskTop> layers;
 
     template <class V>
     void fields(V& v) {
@@ -36,6 +39,7 @@ struct SnapshotRecord {
         v.required(6, running);
         v.required(7, memory_size);
         v.required(8, disks);
+        v.field(9, layers);
     }
     bool operator==(SnapshotRecord const&) const = default;
 };
@@ -58,12 +62,14 @@ struct SnapshotIndex {
     std::vector<SnapshotRecord> snapshots; // the oldest first
     Uuid current;                          // the snapshot that the VM's state descends from; all zeros: none
     SuspendedRecord suspended;
+    DiskLayers disks;
 
     template <class V>
     void fields(V& v) {
         v.required(1, snapshots);
         v.required(2, current);
         v.required(3, suspended);
+        v.field(4, disks);
     }
 
     SnapshotRecord const* find(std::string_view tag) const noexcept;

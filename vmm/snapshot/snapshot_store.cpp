@@ -1,11 +1,8 @@
 #include "vmm/snapshot/snapshot_store.hpp"
 
 #include <algorithm>
-#include <cerrno>
 #include <set>
 
-#include <fcntl.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include "base/clock.hpp"
@@ -13,7 +10,6 @@
 #include "base/log.hpp"
 #include "base/tagged.hpp"
 #include "crypto/random.hpp"
-#include "vmm/home/file_copy.hpp"
 #include "vmm/home/home_together.hpp"
 #include "vmm/snapshot/machine_state.hpp"
 
@@ -22,7 +18,6 @@ namespace coffer::vmm {
 namespace {
 
 constexpr std::string_view k_suspended_image = "snapshot-suspended";
-constexpr std::string_view k_disk_copy_prefix = "saved-";
 
 // The home's files as of a snapshot. TPM and disks' keys are absent where the home had none.
 struct SavedHome {
@@ -46,48 +41,10 @@ std::string home_file_of(SnapshotRecord const& record) {
 std::string image_of(SnapshotRecord const& record) {
     return fmt::format("snapshot-{}.machine", record.id.to_string());
 }
-std::string disk_copy_of(SnapshotRecord const& record, uint32_t number) {
-    return fmt::format("{}{}-disk-{}", k_disk_copy_prefix, record.id.to_string(), number);
-}
-
-// The disks that a snapshot holds: those that the guest can write.
-std::vector<std::filesystem::path> written_disks(VmConfig const& config, std::filesystem::path const& folder) {
-    std::vector<std::filesystem::path> paths;
-    for (auto const& disk : config.disks)
-        if (!disk.read_only) paths.push_back(disk.file(folder));
-    return paths;
-}
 
 Result<ByteVector> load_or_nothing(HomeSession const& home, HomeFile file) {
     if (!home.has(file)) return ByteVector{};
     return home.load(file);
-}
-
-// A name beside the disk for what is to take its place.
-std::filesystem::path waiting_beside(std::filesystem::path const& disk, Uuid const& id) {
-    return disk.parent_path() / fmt::format(".{}.{}.revert", disk.filename().native(), id.to_string());
-}
-
-// `to` is made anew and durable, but for its name; a failed copy is removed.
-Result<void> copy_disk(std::filesystem::path const& from, std::filesystem::path const& to,
-                       ImageOptions const& options) {
-    auto source = TRY(open_file(from, O_RDONLY));
-    struct stat info {};
-    if (::fstat(source.get(), &info) != 0) return errno_error(errno, fmt::format("cannot look at {}", from.native()));
-    if (!S_ISREG(info.st_mode))
-        return make_error(ErrorCode::Unsupported,
-                          "{} is no regular file, and cannot be kept in a snapshot: snapshots are for disks in files",
-                          from.native());
-    auto total = static_cast<uint64_t>(info.st_size);
-    auto target = TRY(open_file(to, O_RDWR | O_CREAT | O_TRUNC));
-    auto copied = copy_file_content(source.get(), from, target.get(), to, [&](uint64_t done) -> Result<void> {
-        if (options.progress) options.progress(done, total);
-        if (options.cancelled && options.cancelled())
-            return make_error(ErrorCode::Cancelled, "copying {} was given up", from.native());
-        return {};
-    });
-    if (!copied) ::unlink(to.c_str());
-    return copied;
 }
 
 } // namespace
@@ -123,9 +80,29 @@ Result<SnapshotStore> SnapshotStore::open(HomeSession& home) {
 }
 
 Result<void> SnapshotStore::write_index(SnapshotIndex index) {
-    TRY(m_home.commit(HomeFile::Snapshots, encode_fields(index)));
-    m_index = std::move(index);
-    return {};
+    auto const before = encode_fields(m_index);
+    bool const had = m_home.has(HomeFile::Snapshots);
+    auto written = m_home.commit(HomeFile::Snapshots, encode_fields(index));
+    if (written) {
+        m_unsettled = false;
+        m_index = std::move(index);
+        return {};
+    }
+    auto const there =
+        m_home.has(HomeFile::Snapshots) ? m_home.load(HomeFile::Snapshots) : Result<ByteVector>(ByteVector());
+    bool const untouched = there && (had ? *there == before : there->empty());
+    m_unsettled = !untouched && !m_home.commit(HomeFile::Snapshots, before);
+    if (m_unsettled) m_disks.stop_writing();
+    return written;
+}
+
+void SnapshotStore::tidy_disks(ImageOptions const& options) {
+    auto tidied = m_disks.tidy(
+        m_index, [this](SnapshotIndex next) { return write_index(std::move(next)); }, options);
+    if (!tidied)
+        log::warning("disk space of what was deleted is not free yet; the next snapshot that is taken or deleted while "
+                     "the VM is off sees to it: {}",
+                     tidied.error().message());
 }
 
 // Files that no snapshot names: made before, or deleted after, the commit that counts.
@@ -135,14 +112,16 @@ Result<void> SnapshotStore::clean_up() {
     for (auto const& record : m_index.snapshots) {
         named.insert(home_file_of(record));
         named.insert(image_of(record));
-        for (uint32_t n = 0; n < record.disks; ++n) named.insert(disk_copy_of(record, n));
+        for (uint32_t n = 0; record.layers.empty() && n < record.disks; ++n) named.insert(disk_copy_of(record, n));
     }
+    for (auto const& layer : m_index.disks.layers) named.insert(overlay_path({}, layer.id).native());
     for (auto const& file : m_home.further_files())
         if (!named.contains(file.name)) TRY(m_home.drop_file(file.name));
     std::error_code failed;
     for (auto const& entry : std::filesystem::directory_iterator(m_home.location().folder(), failed)) {
         auto name = entry.path().filename().native();
-        if (name.starts_with(k_disk_copy_prefix) && !named.contains(name)) TRY(remove_file(entry.path()));
+        bool const of_disks = name.starts_with(k_disk_copy_prefix) || name.starts_with(k_overlay_prefix);
+        if (of_disks && !named.contains(name)) TRY(remove_file(entry.path()));
     }
     return {};
 }
@@ -182,16 +161,6 @@ Result<void> SnapshotStore::end_suspension() {
     return m_home.drop_file(spent.image);
 }
 
-Result<void> SnapshotStore::copy_disks(SnapshotRecord& record, ImageOptions const& options) {
-    auto folder = m_home.location().folder();
-    for (auto const& disk : written_disks(m_home.config(), folder)) {
-        auto copied = copy_disk(disk, folder / disk_copy_of(record, record.disks), options);
-        if (!copied) return std::move(copied).error().with_context("disk");
-        ++record.disks;
-    }
-    return record.disks > 0 ? sync_folder(folder) : Result<void>();
-}
-
 void SnapshotStore::remove_files(SnapshotRecord const& record) {
     // What stays after a failure is removed by the next clean_up().
     auto drop = [](Result<void> const& done) {
@@ -199,7 +168,8 @@ void SnapshotStore::remove_files(SnapshotRecord const& record) {
     };
     drop(m_home.drop_file(image_of(record)));
     drop(m_home.drop_file(home_file_of(record)));
-    for (uint32_t n = 0; n < record.disks; ++n) drop(remove_file(m_home.location().folder() / disk_copy_of(record, n)));
+    for (uint32_t n = 0; record.layers.empty() && n < record.disks; ++n)
+        drop(remove_file(m_home.location().folder() / disk_copy_of(record, n)));
 }
 
 Result<SnapshotRecord> SnapshotStore::take(std::string tag, std::string description, MachineSource const* machine,
@@ -226,8 +196,9 @@ Result<SnapshotRecord> SnapshotStore::take(std::string tag, std::string descript
     record.parent = m_index.current;
     record.created = wall_clock_seconds();
     record.running = machine != nullptr;
+    auto index = m_index;
     auto made = [&]() -> Result<void> {
-        TRY(copy_disks(record, options));
+        TRY(m_disks.keep(record, index));
         if (machine) {
             for (Bytes part : machine->memory) record.memory_size += part.size();
             TRY(write_image(image_of(record), *machine, options));
@@ -235,12 +206,17 @@ Result<SnapshotRecord> SnapshotStore::take(std::string tag, std::string descript
         SavedHome saved{encode_vm_config(m_home.config()), TRY(m_home.load(HomeFile::Nvram)),
                         TRY(load_or_nothing(m_home, HomeFile::Tpm)), TRY(load_or_nothing(m_home, HomeFile::Disks))};
         TRY(m_home.commit_file(home_file_of(record), encode_fields(std::move(saved))));
-        auto index = m_index;
         index.snapshots.push_back(record);
         index.current = record.id;
         return write_index(std::move(index));
     }();
-    if (made) return record;
+    if (made) {
+        m_disks.adopt();
+        return record;
+    }
+    // What may count is kept: what does not is removed by the next clean_up().
+    if (m_unsettled) return std::move(made).error();
+    m_disks.forget();
     remove_files(record);
     return std::move(made).error();
 }
@@ -257,14 +233,7 @@ Result<void> SnapshotStore::check(std::string_view tag) {
     if (!decode_fields(saved_bytes, saved))
         return make_error(ErrorCode::Integrity, "the snapshot '{}' is malformed", tag);
     auto config = TRY(decode_vm_config(saved.config));
-    auto folder = m_home.location().folder();
-    if (written_disks(config, folder).size() != record->disks)
-        return make_error(ErrorCode::Integrity, "the snapshot '{}' has {} copies of disks, and {} disks", tag,
-                          record->disks, written_disks(config, folder).size());
-    for (uint32_t n = 0; n < record->disks; ++n)
-        if (auto copy = folder / disk_copy_of(*record, n); !std::filesystem::exists(copy))
-            return make_error(ErrorCode::Integrity, "{} is missing, and the snapshot '{}' needs it", copy.native(),
-                              tag);
+    TRY(m_disks.check(*record, config, m_index));
     if (!record->running) return {};
     auto opened = TRY(m_home.open_image(image_of(*record)));
     auto image = TRY(ImageReader::open(std::move(opened)));
@@ -285,21 +254,11 @@ Result<SnapshotRecord> SnapshotStore::revert(std::string_view tag, ImageOptions 
     auto config = TRY(decode_vm_config(saved.config));
 
     TogetherChange change;
-    auto folder = m_home.location().folder();
-    auto disks = written_disks(config, folder);
-    auto prepared = [&]() -> Result<void> {
-        for (uint32_t n = 0; n < record.disks; ++n) {
-            auto waiting = waiting_beside(disks[n], record.id);
-            TRY(copy_disk(folder / disk_copy_of(record, n), waiting, options));
-            change.moves.push_back({waiting.native(), disks[n].native()});
-        }
-        return {};
-    }();
-    if (!prepared) {
-        for (auto const& move : change.moves) ::unlink(move.from.c_str());
+    auto index = m_index;
+    if (auto prepared = m_disks.go_back(record, config, index, change, options); !prepared) {
+        m_disks.forget();
         return std::move(prepared).error();
     }
-    auto index = m_index;
     auto spent = std::exchange(index.suspended, {});
     index.current = record.id;
     if (record.running) index.suspended = {image_of(record), record.created, true};
@@ -313,13 +272,17 @@ Result<SnapshotRecord> SnapshotStore::revert(std::string_view tag, ImageOptions 
     file(HomeFile::Snapshots, encode_fields(index));
     change.event = HistoryKind::Reverted;
     change.text = fmt::format("to '{}' ({}), asked for at {}", record.tag, record.id.to_string(), wall_clock_seconds());
-    TRY(change_together(m_home, std::move(change)));
+    auto changed = change_together(m_home, std::move(change));
+    // After an error too: what was prepared may count.
+    m_disks.adopt();
+    TRY(std::move(changed));
     m_index = std::move(index);
     if (!spent.image.empty() && !spent.keep) TRY(m_home.drop_file(spent.image));
+    tidy_disks(options);
     return record;
 }
 
-Result<void> SnapshotStore::remove(std::string_view tag) {
+Result<void> SnapshotStore::remove(std::string_view tag, ImageOptions const& options) {
     SnapshotRecord const record = *TRY(find(tag));
     if (m_index.suspended.image == image_of(record))
         return make_error(ErrorCode::Busy,
@@ -333,6 +296,7 @@ Result<void> SnapshotStore::remove(std::string_view tag) {
     if (index.current == record.id) index.current = record.parent;
     TRY(write_index(std::move(index)));
     remove_files(record);
+    tidy_disks(options);
     return {};
 }
 

@@ -14,7 +14,7 @@
 
 #include "vmm/home/home_session.hpp"
 #include "vmm/snapshot/machine_image.hpp"
-#include "vmm/snapshot/snapshot_index.hpp"
+#include "vmm/snapshot/snapshot_disks.hpp"
 
 namespace coffer::vmm {
 
@@ -29,6 +29,9 @@ public:
     // Reads the index. Of a writer's session, removes what a crash left.
     static Result<SnapshotStore> open(HomeSession& home);
 
+    // Of the process that runs the VM. `disks` outlives this.
+    void use(HomeDisks const& disks) noexcept { m_disks.use(disks); }
+
     SnapshotIndex const& index() const noexcept { return m_index; }
     bool suspended() const noexcept { return !m_index.suspended.image.empty(); }
 
@@ -40,30 +43,34 @@ public:
     Result<void> end_suspension();
 
     // `machine`: of a VM that runs; null: it is off. An empty tag is filled in. Busy where the VM is suspended,
-    // AlreadyExists where the tag is taken, NoSpace past k_max_snapshots, Unsupported where a disk is no regular file.
+    // AlreadyExists where the tag is taken, NoSpace past k_max_snapshots. Nothing is written to the disks meanwhile.
     Result<SnapshotRecord> take(std::string tag, std::string description, MachineSource const* machine,
                                 ImageOptions const& options);
     // With the VM off. Afterwards it is as it was when the snapshot was taken, and suspended where it ran then. Checks
     // that all parts of the snapshot are there and authentic, but for the content of memory, before anything is
     // changed.
     Result<SnapshotRecord> revert(std::string_view tag, ImageOptions const& options);
-    // Its children become those of its parent. Busy where the VM is to go on from it.
-    Result<void> remove(std::string_view tag);
+    // Its children become those of its parent. Busy where the VM is to go on from it. What was written to disks since
+    // it is merged with what it was based on, if nothing else is; where that fails it is left for later, and logged.
+    Result<void> remove(std::string_view tag, ImageOptions const& options);
 
     // Whether `revert(tag)` could be done, as far as can be told without doing it; for sessions of any kind.
     Result<void> check(std::string_view tag);
 
 private:
-    explicit SnapshotStore(HomeSession& home) : m_home(home) {}
+    explicit SnapshotStore(HomeSession& home) : m_home(home), m_disks(home) {}
     Result<void> write_index(SnapshotIndex index);
+    void tidy_disks(ImageOptions const& options);
     Result<void> clean_up();
     Result<void> write_image(std::string const& name, MachineSource const& machine, ImageOptions const& options);
     Result<SnapshotRecord const*> find(std::string_view tag) const;
-    Result<void> copy_disks(SnapshotRecord& record, ImageOptions const& options);
     void remove_files(SnapshotRecord const& record);
 
     HomeSession& m_home;
     SnapshotIndex m_index;
+    SnapshotDisks m_disks;
+    // A failed commit may count, and be what the next start finds.
+    bool m_unsettled = false;
 };
 
 // For HomeSession::rekey_deep(): the same image under other keys.

@@ -27,20 +27,35 @@ protected:
     }
     std::filesystem::path disk() const { return m_folder.path() / "root" / "disk.img"; }
 
+    // What the VM would find on its disk, whichever files it is in.
+    static ByteVector disk_now(HomeSession& home) {
+        auto image = open_layered(home, home.config().disks[0]);
+        EXPECT_TRUE(image) << image.error().message();
+        if (!image) return {};
+        ByteVector content((*image)->size());
+        EXPECT_TRUE((*image)->read(0, content));
+        return content;
+    }
+    static void write_disk(HomeSession& home, ByteVector const& content) {
+        auto image = open_layered(home, home.config().disks[0]);
+        ASSERT_TRUE(image) << image.error().message();
+        ASSERT_TRUE((*image)->write(0, content));
+        ASSERT_TRUE((*image)->flush());
+    }
     VmContent content_now(HomeSession& home) const {
         auto nvram = home.load(HomeFile::Nvram);
         auto tpm = home.load(HomeFile::Tpm);
         EXPECT_TRUE(nvram && tpm);
-        return {*nvram, *tpm, content(disk())};
+        return {*nvram, *tpm, disk_now(home)};
     }
     VmContent first() const { return {m_nvram, m_tpm, m_disk}; }
     static VmContent later() {
-        return {ByteVector(10'000, std::byte{0x11}), bytes_of("TPM state, later"), ByteVector(9000, std::byte{0x22})};
+        return {ByteVector(10'000, std::byte{0x11}), bytes_of("TPM state, later"), ByteVector(8192, std::byte{0x22})};
     }
     void change(HomeSession& home, VmContent const& to) {
         ASSERT_TRUE(home.commit(HomeFile::Nvram, to.nvram));
         ASSERT_TRUE(home.commit(HomeFile::Tpm, to.tpm));
-        put(disk(), to.disk);
+        write_disk(home, to.disk);
     }
     MachineSource machine(ByteVector const& tpm) const {
         MachineState state;
@@ -58,7 +73,8 @@ protected:
         std::vector<std::string> names;
         for (auto const& entry : std::filesystem::directory_iterator(m_host.location("vm").folder())) {
             auto name = entry.path().filename().native();
-            if (name.starts_with("snapshot-") || name.starts_with("saved-")) names.push_back(name);
+            if (name.starts_with("snapshot-") || name.starts_with("saved-") || name.starts_with("overlay-"))
+                names.push_back(name);
         }
         return names;
     }

@@ -1,5 +1,8 @@
 #include "tests/unit/snapshot/store_fixture.hpp"
 
+#include <map>
+
+#include "vmm/disk/home_disks.hpp"
 #include "vmm/home/home_together.hpp"
 
 namespace coffer::vmm::tests {
@@ -71,13 +74,13 @@ TEST_F(StoreTest, RevertToARunningMachineKeepsItsImage) {
         ASSERT_TRUE(store.revert("live", m_alone));
         EXPECT_EQ(content_now(*home), first());
         ASSERT_TRUE(store.suspended());
-        EXPECT_EQ(store.remove("live").error().code(), ErrorCode::Busy);
+        EXPECT_EQ(store.remove("live", m_alone).error().code(), ErrorCode::Busy);
         auto image = store.open_suspended();
         ASSERT_TRUE(image);
         EXPECT_EQ(*read_all(**image), m_memory);
         ASSERT_TRUE(store.end_suspension());
     }
-    ASSERT_TRUE(store.remove("live"));
+    ASSERT_TRUE(store.remove("live", m_alone));
     EXPECT_TRUE(snapshot_files().empty());
 }
 
@@ -96,11 +99,14 @@ TEST_F(StoreTest, TreeAndNames) {
     ASSERT_TRUE(store.revert("a", m_alone));
     auto d = *store.take("d", "", nullptr, m_alone);
     EXPECT_EQ(d.parent, a.id);
-    ASSERT_TRUE(store.remove("b"));
+    ASSERT_TRUE(store.remove("b", m_alone));
     EXPECT_EQ(store.index().find("snapshot-3")->parent, a.id);
-    ASSERT_TRUE(store.remove("a"));
+    ASSERT_TRUE(store.remove("a", m_alone));
     EXPECT_EQ(store.index().find("snapshot-3")->parent, Uuid());
-    EXPECT_EQ(snapshot_files().size(), 4U); // of two: a file of the home and a disk each
+    ASSERT_TRUE(store.remove("snapshot-3", m_alone));
+    ASSERT_TRUE(store.remove("d", m_alone));
+    EXPECT_TRUE(snapshot_files().empty());
+    EXPECT_EQ(content(disk()), m_disk);
 }
 
 TEST_F(StoreTest, DamagedSnapshotIsRefusedBeforeAnythingChanges) {
@@ -121,11 +127,15 @@ TEST_F(StoreTest, DamagedSnapshotIsRefusedBeforeAnythingChanges) {
         EXPECT_EQ(reverted.error().code(), ErrorCode::Integrity) << reverted.error().message();
         put(folder / name, good);
     }
-    auto copy = folder / fmt::format("saved-{}-disk-0", record.id.to_string());
-    std::filesystem::rename(copy, copy.native() + "x");
-    EXPECT_FALSE(store.revert("live", m_alone));
+    ASSERT_TRUE(store.take("next", "", nullptr, m_alone));
+    // What the second snapshot's disk is in, besides the disk's own file.
+    auto const needed = store.index().find("next")->layers;
+    auto const part =
+        needed.empty() ? folder / disk_copy_of(*store.index().find("next"), 0) : overlay_path(folder, needed[0].layer);
+    std::filesystem::rename(part, part.native() + "x");
+    EXPECT_EQ(store.revert("next", m_alone).error().code(), ErrorCode::Integrity);
+    std::filesystem::rename(part.native() + "x", part);
     EXPECT_EQ(content_now(*home), later());
-    std::filesystem::rename(copy.native() + "x", copy);
     EXPECT_TRUE(store.revert("live", m_alone));
 }
 
@@ -152,6 +162,107 @@ TEST_F(StoreTest, ImageUnderOtherKeysHasTheSameContent) {
     ASSERT_TRUE(image) << image.error().message();
     EXPECT_EQ(*(*image)->read_state(), bytes_of("state"));
     EXPECT_EQ(*read_all(**image), m_memory);
+}
+
+// Layers are there for as long as something needs them, and no longer.
+TEST_F(StoreTest, LayersOfATreeComeAndGo) {
+    auto home = open_or_fail();
+    auto store = *SnapshotStore::open(*home);
+    auto at = [](unsigned n) { return ByteVector(8192, static_cast<std::byte>(n)); };
+    auto take = [&](std::string const& tag) {
+        auto taken = store.take(tag, "", nullptr, m_alone);
+        ASSERT_TRUE(taken) << taken.error().message();
+    };
+    auto revert = [&](std::string const& tag) {
+        auto reverted = store.revert(tag, m_alone);
+        ASSERT_TRUE(reverted) << reverted.error().message();
+    };
+    write_disk(*home, at(1));
+    take("one");
+    if (!store.index().find("one")->layers.size()) GTEST_SKIP() << "the file system shares blocks";
+    write_disk(*home, at(2));
+    take("two");
+    write_disk(*home, at(3));
+    revert("one");
+    EXPECT_EQ(disk_now(*home), at(1));
+    EXPECT_EQ(store.index().disks.layers.size(), 2U) << "what was written since 'two' is gone";
+    write_disk(*home, at(4));
+    take("branch");
+    write_disk(*home, at(5));
+    for (auto const& [tag, content] : std::map<std::string, unsigned>{{"one", 1}, {"two", 2}, {"branch", 4}}) {
+        revert(tag);
+        EXPECT_EQ(disk_now(*home), at(content)) << tag;
+    }
+    revert("branch");
+    write_disk(*home, at(6));
+    // 'one' is the root of two branches, so that its content stays where it is.
+    ASSERT_TRUE(store.remove("one", m_alone));
+    EXPECT_EQ(disk_now(*home), at(6));
+    revert("two");
+    EXPECT_EQ(disk_now(*home), at(2));
+    revert("branch");
+    EXPECT_EQ(disk_now(*home), at(4));
+    ASSERT_TRUE(store.remove("two", m_alone));
+    EXPECT_EQ(disk_now(*home), at(4));
+    EXPECT_EQ(store.index().disks.layers.size(), 1U);
+    EXPECT_EQ(content(disk()), at(4)) << "merged with the disk's own file";
+    write_disk(*home, at(7));
+    ASSERT_TRUE(store.remove("branch", m_alone));
+    EXPECT_TRUE(store.index().disks.layers.empty());
+    EXPECT_EQ(content(disk()), at(7));
+    EXPECT_TRUE(snapshot_files().empty());
+}
+
+// The process that runs the VM goes on with what it has open.
+TEST_F(StoreTest, DisksThatAreOpenGoOnInALayer) {
+    auto home = open_or_fail();
+    auto store = *SnapshotStore::open(*home);
+    auto at = [](unsigned n) { return ByteVector(8192, static_cast<std::byte>(n)); };
+    {
+        auto disks = HomeDisks::open(*home);
+        ASSERT_TRUE(disks);
+        store.use(*disks);
+        auto& disk = *disks->backends()[0];
+        auto source = machine(m_tpm);
+        ASSERT_TRUE(disk.write(0, at(1)));
+        ASSERT_TRUE(store.take("one", "", &source, m_alone));
+        bool const layered = !store.index().disks.layers.empty();
+        ASSERT_TRUE(disk.write(0, at(2)));
+        ASSERT_TRUE(store.take("two", "", &source, m_alone));
+        ASSERT_TRUE(disk.write(0, at(3)));
+        if (layered) {
+            EXPECT_EQ(content(this->disk()), at(1));
+        }
+        ASSERT_TRUE(store.remove("one", m_alone));
+        ByteVector now(8192);
+        ASSERT_TRUE(disk.read(0, now));
+        EXPECT_EQ(now, at(3));
+        if (layered) {
+            EXPECT_EQ(store.index().disks.layers.size(), 1U);
+            EXPECT_EQ(content(this->disk()), at(2));
+        }
+        ASSERT_TRUE(disk.write(0, at(4)));
+        ASSERT_TRUE(disks->close());
+    }
+    EXPECT_EQ(disk_now(*home), at(4));
+    auto reopened = *SnapshotStore::open(*home);
+    ASSERT_TRUE(reopened.revert("two", m_alone));
+    EXPECT_EQ(disk_now(*home), at(2));
+    ASSERT_TRUE(reopened.end_suspension());
+    {
+        auto disks = HomeDisks::open(*home);
+        ASSERT_TRUE(disks);
+        reopened.use(*disks);
+        ASSERT_TRUE(disks->backends()[0]->write(0, at(5)));
+        // The uppermost layer goes while it is written to.
+        ASSERT_TRUE(reopened.remove("two", m_alone));
+        ASSERT_TRUE(disks->backends()[0]->write(4096, ByteVector(4096, std::byte{6})));
+        ASSERT_TRUE(disks->close());
+    }
+    auto expected = at(5);
+    std::ranges::fill(MutBytes(expected).last(4096), std::byte{6});
+    EXPECT_EQ(content(disk()), expected);
+    EXPECT_TRUE(snapshot_files().empty());
 }
 
 TEST_F(StoreTest, DiskThatIsNoFileIsRefused) {
