@@ -1,11 +1,12 @@
 """A guest is suspended and goes on; snapshots bring disks, memory and TPM back together."""
 
+import os
 import re
 import subprocess
 import time
 import unittest
 
-from harness import BOOT_LIMIT, CMDLINE, IMAGES, HostTest
+from harness import BOOT_LIMIT, CMDLINE, COFFER, IMAGES, HostTest
 
 # Counts, extends a PCR with every count, and tells both.
 STEPS = 12
@@ -23,12 +24,7 @@ def expected_pcrs(count):
     return values
 
 
-class Suspended(HostTest):
-    def setUp(self):
-        super().setUp()
-        self.add_provider()
-        self.create("vm")
-
+class Guests(HostTest):
     def start_guest(self, command, *options):
         """A running VM whose guest carries out `command`, and the file that takes its output."""
         output = self.host.folder / "output"
@@ -45,6 +41,13 @@ class Suspended(HostTest):
             self.assertIsNone(process.poll(), process.stderr.read() if process.poll() is not None else "")
             self.assertLess(time.monotonic(), deadline, output.read_text(errors="replace")[-3000:])
             time.sleep(0.1)
+
+
+class Suspended(Guests):
+    def setUp(self):
+        super().setUp()
+        self.add_provider()
+        self.create("vm")
 
     def steps(self, text):
         return [(int(n), pcr.split("0x")[-1].lower(), int(when))
@@ -120,19 +123,33 @@ class Suspended(HostTest):
             image.write_bytes(bad)
             said = self.refused(65, "resume", "vm", "--eager", limit=BOOT_LIMIT)
             self.assertIn("snapshot-suspended", said, what)
-        # While the guest runs already: the process ends when the page is wanted, at the latest by the background.
         bad = bytearray(good)
         bad[places["memory"]] ^= 1
         image.write_bytes(bad)
+        self.check_without_userfaultfd()
+        # While the guest runs already: the process ends when the page is wanted, at the latest by the background.
         said = self.refused(65, "resume", "vm", limit=BOOT_LIMIT)
         self.assertIn("fails authentication", said)
 
+    def check_without_userfaultfd(self):
+        """Where the host does not permit it all memory is loaded and checked first, and that is said."""
+        if os.geteuid() != 0:
+            return  # a user cannot take away from others what the host permits
+        done = subprocess.run(["unshare", "--mount", "sh", "-c",
+                               "mount --bind /dev/null /dev/userfaultfd 2>/dev/null; "
+                               "exec setpriv --inh-caps=-sys_ptrace --bounding-set=-sys_ptrace \"$@\"", "sh",
+                               COFFER, "resume", "vm"], env=self.host.environment, stdin=subprocess.DEVNULL,
+                              capture_output=True, text=True, errors="replace", timeout=BOOT_LIMIT)
+        self.assertEqual(done.returncode, 65, done.stderr)
+        self.assertIn("all memory is loaded before the guest goes on", done.stderr)
+        self.assertIn("snapshot-suspended", done.stderr)
 
-class Plain(Suspended):
+
+class Plain(Guests):
     """An unencrypted home without a TPM, and a raw disk that a running guest writes to all the while."""
 
     def setUp(self):
-        HostTest.setUp(self)
+        super().setUp()
         self.disk = self.host.folder / "data.img"
         self.disk.write_bytes(b"\0" * (8 << 20))
         self.create("vm", "--tpm", "none", "--disk", self.disk)
