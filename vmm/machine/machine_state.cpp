@@ -6,6 +6,8 @@
 
 #include <algorithm>
 
+#include "vmm/machine/controllers.hpp"
+
 namespace coffer::vmm {
 
 namespace {
@@ -20,6 +22,10 @@ uint64_t ticks_of(Nanoseconds span, uint64_t hz) {
 void move_tsc(CpuState& state, uint64_t by) {
     for (auto& msr : state.msrs)
         if (msr.index == k_tsc_msr) msr.value += by;
+}
+
+bool is_taking_interrupt(CpuState const& cpu) noexcept {
+    return cpu.pending_event.kind == PendingEvent::Kind::Interrupt;
 }
 
 } // namespace
@@ -42,17 +48,13 @@ Result<MachineState> Machine::save_state() {
     }
     state.partition = TRY(partition.save());
     TRY(m_platform->save(state));
+    if (partition.capabilities().kernel_irqchip) TRY(controllers_to_units(state));
     return state;
 }
 
 Result<void> Machine::restore_state(MachineState const& state) {
     COFFER_ASSERT(!m_paused);
     TRY(check_cpu_fits(state, *m_partition));
-    if (state.backend != m_partition->capabilities().name)
-        return make_error(ErrorCode::Unsupported,
-                          "the saved machine ran on the backend '{}', and its interrupt controllers cannot be carried "
-                          "over to '{}': run it with --accel {}",
-                          state.backend, m_partition->capabilities().name, state.backend);
     TRY(m_platform->check_fits(state));
     if (state.vcpus.size() != m_vcpus->vcpus().size())
         return make_error(ErrorCode::Corrupt, "the saved machine has {} CPUs' state for {} CPUs", state.vcpus.size(),
@@ -60,9 +62,20 @@ Result<void> Machine::restore_state(MachineState const& state) {
     m_loop->freeze();
     // A host clock that was set back is no reason to turn a guest's back.
     Nanoseconds step = std::max<Nanoseconds>(0, wall_clock_ns() - state.wall_ns);
-    TRY(m_partition->restore(state.partition, step));
-    for (size_t index = 0; index < state.vcpus.size(); ++index) {
-        CpuState cpu = state.vcpus[index];
+    auto vcpus = state.vcpus;
+    auto partition = state.partition;
+    if (m_partition->capabilities().kernel_irqchip) {
+        TRY(controllers_from_units(state.units, vcpus, partition, step));
+        TRY(m_partition->restore(partition, step));
+    } else if (std::ranges::any_of(vcpus, is_taking_interrupt)) {
+        return make_error(
+            ErrorCode::Unsupported,
+            "the saved machine (backend '{}') was taking an interrupt of the 8259A, which the backend '{}' "
+            "cannot finish: resume it with --accel {}, and suspend it again",
+            state.backend, m_partition->capabilities().name, state.backend);
+    }
+    for (size_t index = 0; index < vcpus.size(); ++index) {
+        CpuState& cpu = vcpus[index];
         move_tsc(cpu, ticks_of(step, m_partition->tsc_hz()));
         TRY(m_vcpus->vcpus()[index]->set_state(cpu));
     }

@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <set>
 
+#include "vmm/machine/controllers.hpp"
 #include "vmm/machine/platform_parts.hpp"
 #include "vmm/snapshot/machine_state.hpp"
 
@@ -69,6 +70,9 @@ Result<void> Platform::check_fits(MachineState const& state) const {
     for (auto* device : m_devices)
         if (offered.erase(device->unit_name()) == 0)
             return make_error(ErrorCode::Unsupported, "the saved machine lacks the unit '{}'", device->unit_name());
+    // What the backend holds here is not the platform's to check.
+    if (m_parts.partition.capabilities().kernel_irqchip)
+        std::erase_if(offered, [](std::string_view name) { return is_controller_unit(name); });
     if (!offered.empty())
         return make_error(ErrorCode::Unsupported, "the saved machine has a unit '{}', which this one lacks",
                           *offered.begin());

@@ -110,9 +110,11 @@ Result<void> Runner::open_saved() {
         m_options.command = agent.command;
         m_saved_agent = std::move(agent);
     }
-    // A machine goes on where it ran.
-    if (m_options.accelerator == AcceleratorPreference::Auto)
-        m_options.accelerator = state->backend == "kvm" ? AcceleratorPreference::Kvm : AcceleratorPreference::Soft;
+    // A machine goes on where it ran, if that is here.
+    if (m_options.accelerator == AcceleratorPreference::Auto) {
+        bool const on_kvm = state->backend == "kvm" && ::access("/dev/kvm", R_OK | W_OK) == 0;
+        m_options.accelerator = on_kvm ? AcceleratorPreference::Kvm : AcceleratorPreference::Soft;
+    }
     return {};
 }
 

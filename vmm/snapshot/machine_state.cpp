@@ -104,6 +104,16 @@ std::string name_of(FeatureWord const& word, unsigned bit) {
     return fmt::format("CPUID {:#x}.{:#x} {} bit {}", word.leaf, word.subleaf, k_registers[word.which], bit);
 }
 
+std::string vendor_of(std::vector<SavedCpuid> const& cpuid) {
+    std::string name;
+    for (auto which : {Ebx, Edx, Ecx})
+        for (unsigned shift = 0; shift < 32; shift += 8) {
+            auto const c = static_cast<char>(word_of(cpuid, 0, 0, which) >> shift & 0xFF);
+            name += c >= ' ' && c <= '~' ? c : '?';
+        }
+    return name;
+}
+
 } // namespace
 
 int64_t wall_clock_ns() noexcept {
@@ -160,11 +170,11 @@ std::vector<std::string> missing_features(std::vector<SavedCpuid> const& saved, 
 Result<void> check_cpu_fits(MachineState const& saved, Partition const& partition) {
     auto now = read_guest_cpuid(partition);
     auto name = partition.capabilities().name;
-    for (auto which : {Ebx, Ecx, Edx})
-        if (word_of(saved.cpuid, 0, 0, which) != word_of(now, 0, 0, which))
-            return make_error(ErrorCode::Unsupported,
-                              "the saved machine ran on a CPU of another vendor than the backend '{}' shows here",
-                              name);
+    if (vendor_of(saved.cpuid) != vendor_of(now))
+        return make_error(
+            ErrorCode::Unsupported,
+            "the saved machine (backend '{}') ran on a CPU of vendor {}, and the backend '{}' shows {} here",
+            saved.backend, vendor_of(saved.cpuid), name, vendor_of(now));
     auto missing = missing_features(saved.cpuid, now);
     if (!missing.empty())
         return make_error(
@@ -172,9 +182,10 @@ Result<void> check_cpu_fits(MachineState const& saved, Partition const& partitio
             "the saved machine (backend '{}') uses CPU features that the backend '{}' does not have here: "
             "{}. Resume it where they are, or drop the saved state",
             saved.backend, name, fmt::join(missing, ", "));
-    if (saved.physical_address_bits != partition.physical_address_bits())
+    // More of them are of no harm: the guest was told once.
+    if (saved.physical_address_bits > partition.physical_address_bits())
         return make_error(ErrorCode::Unsupported,
-                          "the saved machine has physical addresses of {} bits, and the backend '{}' of {}",
+                          "the saved machine has physical addresses of {} bits, and the backend '{}' of {} at most",
                           saved.physical_address_bits, name, partition.physical_address_bits());
     // A guest calibrates once; its NTP then tolerates 500 ppm.
     uint64_t hz = partition.tsc_hz();

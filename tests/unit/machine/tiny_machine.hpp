@@ -1,4 +1,4 @@
-// A whole machine on the software CPU with 64 KiB of firmware of its own: it counts, and writes each count's low byte
+// A whole machine, on the software CPU where nothing else is said, with 64 KiB of firmware of its own: it counts, and writes each count's low byte
 // to the serial port and the whole to 0x1000.
 #pragma once
 
@@ -53,7 +53,8 @@ class TinyMachine {
 public:
     // With `state`, the machine that was saved, around `ram` where that is given.
     explicit TinyMachine(uint64_t memory = uint64_t{16} << 20, MachineState const* state = nullptr,
-                         std::unique_ptr<GuestRam> ram = nullptr, ByteVector firmware = counting_firmware()) {
+                         std::unique_ptr<GuestRam> ram = nullptr, ByteVector firmware = counting_firmware(),
+                         Result<std::unique_ptr<Partition>> partition = create_soft_partition({})) {
         PlatformConfig config;
         config.vm.name = "tiny";
         config.vm.memory = memory;
@@ -63,7 +64,6 @@ public:
         config.variables = state ? state->variables : ByteVector(size_t{8} << 10, std::byte{0xFF});
         config.variable_store = &m_store;
         config.serial = &serial;
-        auto partition = create_soft_partition({});
         EXPECT_TRUE(partition) << partition.error().message();
         auto made = Machine::create(std::move(config), std::move(*partition), std::move(ram));
         EXPECT_TRUE(made) << made.error().message();

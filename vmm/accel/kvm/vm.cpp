@@ -3,9 +3,12 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <ctime>
 #include <x86intrin.h>
 
 #include "base/tagged.hpp"
+#include "devices/chipset/pic_spec.hpp"
+#include "vmm/accel/kvm/controllers.hpp"
 #include "vmm/accel/kvm/cpuid.hpp"
 #include "vmm/accel/kvm/msrs.hpp"
 #include "vmm/accel/kvm/ring0_probe.hpp"
@@ -20,36 +23,10 @@ namespace {
 constexpr unsigned k_max_vcpus = 254;
 constexpr uint64_t k_max_mce_banks = 10;
 
-// What save() writes; the chips and the PIT in KVM's own layout, which is its ABI.
-struct KvmPartitionState {
-    uint32_t tsc_khz = 0;
-    uint64_t clock_ns = 0;
-    ByteVector pic_master, pic_slave, ioapic, pit;
-
-    template <class V>
-    void fields(V& v) {
-        v.required(1, tsc_khz);
-        v.required(2, clock_ns);
-        v.required(3, pic_master);
-        v.required(4, pic_slave);
-        v.required(5, ioapic);
-        v.required(6, pit);
-    }
-};
-
-template <class T>
-ByteVector to_vector(T const& object) {
-    Bytes bytes = object_bytes(object);
-    return {bytes.begin(), bytes.end()};
-}
-
-template <class T>
-Result<void> from_vector(ByteVector const& bytes, T& object, std::string_view name) {
-    static_assert(std::is_trivially_copyable_v<T>);
-    if (bytes.size() != sizeof object)
-        return make_error(ErrorCode::Corrupt, "saved {} state has {} bytes, not {}", name, bytes.size(), sizeof object);
-    std::memcpy(&object, bytes.data(), sizeof object);
-    return {};
+int64_t monotonic_ns() noexcept {
+    timespec now{};
+    ::clock_gettime(CLOCK_MONOTONIC, &now);
+    return int64_t{now.tv_sec} * 1'000'000'000 + now.tv_nsec;
 }
 
 } // namespace
@@ -219,32 +196,26 @@ Result<ByteVector> KvmPartition::save() {
     auto controllers = TRY(read_controllers());
     kvm_clock_data clock{};
     TRY(m_vm.call(COFFER_KVM(KVM_GET_CLOCK), &clock));
-    KvmPartitionState state;
-    state.tsc_khz = m_tsc_khz;
+    PartitionState state;
     state.clock_ns = clock.clock;
-    state.pic_master = to_vector(controllers.chips[KVM_IRQCHIP_PIC_MASTER]);
-    state.pic_slave = to_vector(controllers.chips[KVM_IRQCHIP_PIC_SLAVE]);
-    state.ioapic = to_vector(controllers.chips[KVM_IRQCHIP_IOAPIC]);
-    state.pit = to_vector(controllers.pit);
+    state.pic.chips[0] = from_kvm(controllers.chips[KVM_IRQCHIP_PIC_MASTER].chip.pic);
+    state.pic.chips[1] = from_kvm(controllers.chips[KVM_IRQCHIP_PIC_SLAVE].chip.pic);
+    state.ioapic = from_kvm(controllers.chips[KVM_IRQCHIP_IOAPIC].chip.ioapic);
+    state.pit = from_kvm(controllers.pit, monotonic_ns());
     return encode_fields(state);
 }
 
 Result<void> KvmPartition::restore(Bytes bytes, int64_t step) {
-    KvmPartitionState state;
+    PartitionState state;
     TRY(decode_fields(bytes, state));
-    // Guests calibrate once: NTP tolerates 500 ppm, half of which is left to the host's own drift.
-    uint64_t difference = std::max(state.tsc_khz, m_tsc_khz) - std::min(state.tsc_khz, m_tsc_khz);
-    if (difference * 4000 > m_tsc_khz)
-        return make_error(ErrorCode::Unsupported,
-                          "the saved machine's TSC runs at {} kHz and this host's at {} kHz: its guest would lose time",
-                          state.tsc_khz, m_tsc_khz);
-    InterruptControllers controllers{};
-    TRY(from_vector(state.pic_master, controllers.chips[KVM_IRQCHIP_PIC_MASTER], "PIC"));
-    TRY(from_vector(state.pic_slave, controllers.chips[KVM_IRQCHIP_PIC_SLAVE], "PIC"));
-    TRY(from_vector(state.ioapic, controllers.chips[KVM_IRQCHIP_IOAPIC], "IOAPIC"));
-    TRY(from_vector(state.pit, controllers.pit, "PIT"));
-    for (uint32_t chip = 0; chip < controllers.chips.size(); ++chip) controllers.chips[chip].chip_id = chip;
+    InterruptControllers controllers = m_power_on;
+    controllers.chips[KVM_IRQCHIP_PIC_MASTER].chip.pic = to_kvm(state.pic.chips[0], devices::pic::k_elcr_mask_master);
+    controllers.chips[KVM_IRQCHIP_PIC_SLAVE].chip.pic = to_kvm(state.pic.chips[1], devices::pic::k_elcr_mask_slave);
+    controllers.chips[KVM_IRQCHIP_IOAPIC].chip.ioapic =
+        to_kvm(state.ioapic, m_power_on.chips[KVM_IRQCHIP_IOAPIC].chip.ioapic.base_address);
+    controllers.pit = to_kvm(state.pit, monotonic_ns(), step);
     TRY(write_controllers(controllers));
+    if (state.clock_ns == 0) return {};
     // Before any vCPU runs: a guest that sees its clock jump later may wait for minutes.
     kvm_clock_data clock{};
     clock.clock = state.clock_ns + static_cast<uint64_t>(step);
