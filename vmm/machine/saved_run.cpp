@@ -82,7 +82,9 @@ Result<void> SavedRun::restore(Machine& machine, LazyMemory::OnFailure on_lost) 
 Result<void> SavedRun::begin() {
     if (!m_state) return {};
     m_state.reset();
-    return m_store.end_suspension();
+    TRY(m_store.end_suspension());
+    log::info("the saved machine goes on");
+    return {};
 }
 
 void SavedRun::serve(control::Server& server, Machine& machine, HomeDisks const& disks, Hooks hooks) {

@@ -14,6 +14,8 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "base/log.hpp"
+
 #ifndef USERFAULTFD_IOC_NEW
 #define USERFAULTFD_IOC_NEW _IO(0xAA, 0x00) // Linux 6.1, uapi/linux/userfaultfd.h
 #endif
@@ -257,6 +259,8 @@ void LazyMemory::fill() noexcept {
         return {};
     }();
     if (!filled) return fail(std::move(filled).error());
+    if (m_stopping || m_failed) return;
+    log::info("all of the saved memory is there; {} times the guest wanted some before", m_faults.load());
     std::lock_guard lock(m_mutex);
     m_complete = true;
     m_changed.notify_all();
