@@ -307,6 +307,7 @@ Result<RunOutcome> Runner::run() {
     TRY(m_saved->begin());
     m_powered_on = monotonic_now();
     m_machine->start();
+    m_saved->begun();
     m_control->start();
     auto end = m_machine->wait();
     m_control.reset();

@@ -82,9 +82,16 @@ Result<void> SavedRun::restore(Machine& machine, LazyMemory::OnFailure on_lost) 
 Result<void> SavedRun::begin() {
     if (!m_state) return {};
     m_state.reset();
-    TRY(m_store.end_suspension());
+    m_spent = TRY(m_store.spend_suspension());
     log::info("the saved machine goes on");
     return {};
+}
+
+void SavedRun::begun() {
+    std::lock_guard guard(m_mutex);
+    // Another writer finds it otherwise.
+    if (auto removed = m_store.remove_spent(std::exchange(m_spent, {})); !removed)
+        log::warning("the spent image of the suspended machine is left for later: {}", removed.error().message());
 }
 
 void SavedRun::serve(control::Server& server, Machine& machine, HomeDisks const& disks, Hooks hooks) {

@@ -40,6 +40,8 @@ public:
     Result<void> restore(Machine& machine, LazyMemory::OnFailure on_lost);
     // Right before the guest runs: from here on the saved machine is spent.
     Result<void> begin();
+    // When it runs: what is then left of the saved machine is removed.
+    void begun();
 
     // All under the device lock.
     struct Hooks {
@@ -73,7 +75,8 @@ private:
     std::unique_ptr<LazyMemory> m_lazy;
     Machine* m_machine = nullptr;
     Hooks m_hooks;
-    std::mutex m_mutex; // the store, from clients' threads
+    std::mutex m_mutex;  // the store, from clients' threads
+    std::string m_spent; // image to be removed
 };
 
 } // namespace coffer::vmm

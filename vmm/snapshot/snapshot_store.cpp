@@ -152,13 +152,20 @@ Result<std::unique_ptr<ImageReader>> SnapshotStore::open_suspended() {
     return ImageReader::open(std::move(opened));
 }
 
-Result<void> SnapshotStore::end_suspension() {
-    if (!suspended()) return {};
+Result<std::string> SnapshotStore::spend_suspension() {
+    if (!suspended()) return std::string();
     auto index = m_index;
     auto spent = std::exchange(index.suspended, {});
     TRY(write_index(std::move(index)));
-    if (spent.keep) return {};
-    return m_home.drop_file(spent.image);
+    return spent.keep ? std::string() : spent.image;
+}
+
+Result<void> SnapshotStore::remove_spent(std::string const& image) {
+    return image.empty() ? Result<void>() : m_home.drop_file(image);
+}
+
+Result<void> SnapshotStore::end_suspension() {
+    return remove_spent(TRY(spend_suspension()));
 }
 
 void SnapshotStore::remove_files(SnapshotRecord const& record) {

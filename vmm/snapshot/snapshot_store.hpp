@@ -41,6 +41,9 @@ public:
     Result<std::unique_ptr<ImageReader>> open_suspended();
     // After success the saved machine is spent: to be called before its guest runs, or where it is given up.
     Result<void> end_suspension();
+    // Its two halves: the commit that counts, and the removal of the image that it leaves, if any, which may be later.
+    Result<std::string> spend_suspension();
+    Result<void> remove_spent(std::string const& image);
 
     // `machine`: of a VM that runs; null: it is off. An empty tag is filled in. Busy where the VM is suspended,
     // AlreadyExists where the tag is taken, NoSpace past k_max_snapshots. Nothing is written to the disks meanwhile.
