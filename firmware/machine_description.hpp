@@ -27,7 +27,7 @@ struct TpmDescription {
     uint64_t ppi_base = 0xFED4'5000;
     std::optional<uint8_t> gsi; // its interrupt, level, active low; below 16, see layout.hpp
 
-    constexpr uint64_t size() const noexcept { return kind == TpmKind::Tis ? 0x5000 : 0x1000; }
+    constexpr uint64_t size() const noexcept { return kind == TpmKind::Tis ? 0x5000 : 0x2000; }
 };
 
 struct MachineDescription {

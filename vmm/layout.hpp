@@ -25,7 +25,7 @@ constexpr uint64_t k_hpet_size = 0x400;
 constexpr GuestPhysAddr k_rcba{0xFED1'C000};
 constexpr uint64_t k_rcba_size = 0x4000;
 constexpr GuestPhysAddr k_tpm{0xFED4'0000};
-constexpr uint64_t k_tpm_crb_size = 0x1000;
+constexpr uint64_t k_tpm_crb_size = 0x2000; // the registers, and the page of the buffer
 constexpr uint64_t k_tpm_tis_size = 0x5000;
 constexpr GuestPhysAddr k_tpm_ppi{0xFED4'5000};
 constexpr uint64_t k_tpm_ppi_size = 0x400;

@@ -36,9 +36,13 @@ enum class Register : uint16_t {
 };
 // clang-format on
 
+// TPM_CRB_DATA_BUFFER, and the page behind the block where CTRL_CMD_LADDR and CTRL_RSP_LADDR say the buffer is: the
+// same bytes at both places.
 constexpr uint64_t k_buffer_offset = 0x80;
 constexpr size_t k_buffer_size = 3968;
 static_assert(k_buffer_offset + k_buffer_size == k_block_size);
+constexpr uint64_t k_buffer_page = k_block_size;
+constexpr uint64_t k_window_size = k_buffer_page + 0x1000;
 
 // LOC_STATE
 constexpr uint32_t k_state_not_established = 1U << 0; // tpmEstablished: 0 once a D-RTM sequence has taken place

@@ -30,8 +30,9 @@ void report_store_failure(Error const& error) {
 
 } // namespace
 
-TpmThread::TpmThread(TpmBackend& backend, Scheduler& scheduler, size_t buffer_size, std::function<void()> on_done)
-    : m_backend(backend), m_scheduler(scheduler), m_on_done(std::move(on_done)),
+TpmThread::TpmThread(TpmBackend& backend, Scheduler& scheduler, size_t buffer_size, std::function<void()> on_done,
+                     std::function<void(Bytes)> on_response)
+    : m_backend(backend), m_scheduler(scheduler), m_on_done(std::move(on_done)), m_on_response(std::move(on_response)),
       m_self(std::make_shared<TpmThread*>(this)), m_response(buffer_size) {
     COFFER_ASSERT(buffer_size >= k_tpm_header_size);
     m_cancel_timer = m_scheduler.make_timer([this] { ask_to_cancel(); });
@@ -210,6 +211,7 @@ void TpmThread::publish(Ticket ticket) {
     {
         std::lock_guard lock(m_mutex);
         if (m_stop || m_abandoned == ticket) return;
+        if (m_on_response) m_on_response(response());
         m_done.store(ticket, std::memory_order_release);
         m_done_cv.notify_all();
     }

@@ -26,8 +26,11 @@ namespace coffer::devices {
 class TpmThread {
 public:
     // `buffer_size`: the front end's, in bytes. `on_done`, if any, runs on the I/O thread under the device lock some
-    // time after a command that has not been abandoned has ended. Backend and scheduler outlive the thread.
-    TpmThread(TpmBackend& backend, Scheduler& scheduler, size_t buffer_size, std::function<void()> on_done = {});
+    // time after a command that has not been abandoned has ended. `on_response`, if any, gets the response of such a
+    // command on the TPM's thread just before done(); once abandon() has returned it is not called any more. It blocks
+    // nothing and calls nothing here. Backend and scheduler outlive the thread.
+    TpmThread(TpmBackend& backend, Scheduler& scheduler, size_t buffer_size, std::function<void()> on_done = {},
+              std::function<void(Bytes)> on_response = {});
     ~TpmThread();
     TpmThread(TpmThread const&) = delete;
     TpmThread& operator=(TpmThread const&) = delete;
@@ -77,6 +80,7 @@ private:
     TpmBackend& m_backend;
     Scheduler& m_scheduler;
     std::function<void()> m_on_done;
+    std::function<void(Bytes)> m_on_response;
     std::shared_ptr<TpmThread*> m_self; // null once the destructor has begun; device lock
     std::unique_ptr<Timer> m_cancel_timer;
 

@@ -17,7 +17,7 @@ struct CrbSubject : Subject {
         std::move(devices::TpmCrb::create(tpm, scheduler, GuestPhysAddr(0xFED4'0000)).value());
 
     devices::Device& device() override { return *crb; }
-    std::vector<Window> windows() override { return {Window::of(*crb, devices::crb::k_block_size)}; }
+    std::vector<Window> windows() override { return {Window::of(*crb, devices::crb::k_window_size)}; }
     void write(uint64_t offset, uint32_t value) {
         (void)crb->mmio_write(offset, object_bytes(value));
         crb->wait_after_write();

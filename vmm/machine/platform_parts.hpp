@@ -18,13 +18,13 @@
 #include "devices/pci/lpc_bridge.hpp"
 #include "devices/pci/pci_host.hpp"
 #include "devices/storage/nvme.hpp"
-#include "devices/tpm/crb.hpp"
 #include "devices/tpm/libtpms_backend.hpp"
 #include "devices/tpm/ppi.hpp"
 #include "devices/tpm/tis.hpp"
 #include "devices/virtio/virtio_console.hpp"
 #include "devices/virtio/virtio_rng.hpp"
 #include "vmm/machine/platform.hpp"
+#include "vmm/machine/tpm_pages.hpp"
 
 namespace coffer::vmm {
 
@@ -78,7 +78,7 @@ struct Platform::PciDevices {
 
 struct Platform::TpmDevices {
     std::unique_ptr<devices::LibtpmsBackend> backend;
-    std::unique_ptr<devices::TpmCrb> crb;
+    std::unique_ptr<TpmPages> crb;
     std::unique_ptr<devices::TpmTis> tis;
     devices::TpmPpi ppi;
 };

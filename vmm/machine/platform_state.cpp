@@ -37,7 +37,10 @@ Result<void> Platform::drain() {
     for (auto& disk : m_pci->disks) disk->drain();
     for (auto* disk : m_config.disks) TRY(disk->flush());
     // The front ends' save() waits for the running command; what it says is not wanted yet.
-    if (m_tpm && m_tpm->crb) TRY(m_tpm->crb->save());
+    if (m_tpm && m_tpm->crb) {
+        m_tpm->crb->device().look();
+        TRY(m_tpm->crb->device().save());
+    }
     if (m_tpm && m_tpm->tis) TRY(m_tpm->tis->save());
     return {};
 }

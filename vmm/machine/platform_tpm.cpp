@@ -16,9 +16,10 @@ Result<void> Platform::build_tpm() {
                     "cannot start the TPM");
     auto& scheduler = m_parts.loop;
     if (m_config.vm.tpm == TpmKind::Crb) {
-        m_tpm->crb = TRY(devices::TpmCrb::create(*m_tpm->backend, scheduler, layout::k_tpm));
-        TRY(attach(layout::k_tpm, layout::k_tpm_crb_size, *m_tpm->crb));
-        m_devices.push_back(m_tpm->crb.get());
+        static_assert(layout::k_tpm_crb_size == devices::crb::k_window_size);
+        m_tpm->crb = TRY(TpmPages::create(m_parts.partition, scheduler, *m_tpm->backend, layout::k_tpm));
+        TRY(attach(layout::k_tpm, layout::k_tpm_crb_size, m_tpm->crb->device()));
+        m_devices.push_back(&m_tpm->crb->device());
     } else {
         m_tpm->tis = TRY(devices::TpmTis::create(*m_tpm->backend, scheduler, {*m_irqs, layout::k_gsi_tpm_tis}));
         TRY(attach(layout::k_tpm, layout::k_tpm_tis_size, *m_tpm->tis));

@@ -10,7 +10,7 @@ using namespace coffer::devices;
 struct CrbFront {
     using Device = TpmCrb;
     using Fuzzer = tests::TpmFuzzer<CrbFront>;
-    static constexpr uint64_t k_size = crb::k_block_size;
+    static constexpr uint64_t k_size = crb::k_window_size;
     static std::unique_ptr<TpmCrb> create(TpmBackend& tpm, Scheduler& scheduler, GuestPhysAddr address) {
         return std::move(TpmCrb::create(tpm, scheduler, address).value());
     }

@@ -1,5 +1,7 @@
 #include "devices/tpm/crb.hpp"
 
+#include <atomic>
+
 #include <gtest/gtest.h>
 
 #include "base/tagged.hpp"
@@ -20,6 +22,7 @@ constexpr uint64_t k_ctrl_sts = 0x44;
 constexpr uint64_t k_ctrl_cancel = 0x48;
 constexpr uint64_t k_ctrl_start = 0x4C;
 constexpr uint64_t k_buffer = 0x80;
+constexpr uint64_t k_page = 0x1000;
 
 class CrbTest : public testing::Test {
 protected:
@@ -28,7 +31,7 @@ protected:
         ASSERT_TRUE(created);
         crb = *std::move(created);
         crb->reset(ResetKind::Cold);
-        bus.attach(*crb, crb::k_block_size);
+        bus.attach(*crb, crb::k_window_size);
     }
 
     ManualScheduler scheduler;
@@ -42,10 +45,10 @@ TEST_F(CrbTest, IdentifiesItself) {
     EXPECT_NE(bus.read<uint8_t>(0), 0xFF);
     EXPECT_EQ(bus.read<uint64_t>(0x30), 0x0001'1014'0002'5811U);
     EXPECT_EQ(bus.read<uint32_t>(0x58), 3968U);
-    EXPECT_EQ(bus.read<uint32_t>(0x5C), 0xFED4'0080U);
+    EXPECT_EQ(bus.read<uint32_t>(0x5C), 0xFED4'1000U);
     EXPECT_EQ(bus.read<uint32_t>(0x60), 0U);
     EXPECT_EQ(bus.read<uint32_t>(0x64), 3968U);
-    EXPECT_EQ(bus.read<uint64_t>(0x68), 0xFED4'0080U);
+    EXPECT_EQ(bus.read<uint64_t>(0x68), 0xFED4'1000U);
     for (uint64_t offset : {0x58U, 0x5CU, 0x60U, 0x64U, 0x68U, 0x6CU}) {
         auto before = bus.read<uint32_t>(offset);
         bus.write<uint32_t>(offset, 0x1234'5678);
@@ -179,6 +182,26 @@ TEST_F(CrbTest, WholeBufferGoesThereAndBack) {
     EXPECT_EQ(bus.read<uint8_t>(0xFFF), 0x5D);
 }
 
+TEST_F(CrbTest, TheBufferIsAtBothItsPlaces) {
+    EXPECT_EQ(bus.read<uint32_t>(0x5C), 0xFED4'1000U);
+    EXPECT_EQ(bus.read<uint64_t>(0x68), 0xFED4'1000U);
+    bus.write<uint32_t>(k_page, 0x1122'3344);
+    EXPECT_EQ(bus.read<uint32_t>(k_page), 0U); // no locality
+    ASSERT_TRUE(driver.request_locality());
+    ASSERT_TRUE(driver.go_ready());
+    auto command = commands::get_random(4);
+    for (size_t i = 0; i < command.size(); ++i) bus.write<uint8_t>(k_page + i, std::to_integer<uint8_t>(command[i]));
+    bus.write<uint64_t>(0x1F78, 0x1122'3344'5566'7788);
+    EXPECT_EQ(bus.read<uint64_t>(0xFF8), 0x1122'3344'5566'7788U);
+    driver.start();
+    ASSERT_TRUE(poll_until([&] { return !driver.running(); }));
+    auto response = driver.get();
+    ASSERT_TRUE(succeeded(response));
+    EXPECT_TRUE(std::equal(command.begin(), command.end(), response.begin() + 10));
+    for (size_t i = 0; i < response.size(); ++i)
+        EXPECT_EQ(bus.read<uint8_t>(k_page + i), std::to_integer<uint8_t>(response[i]));
+}
+
 TEST_F(CrbTest, CommandSizeOfTheHeaderIsBounded) {
     for (uint32_t claimed : {0U, 9U, 3969U, 0xFFFF'FFFFU}) {
         auto command = commands::get_random(4);
@@ -197,7 +220,7 @@ TEST_F(CrbTest, OddAccessesReadAllOnesAndChangeNothing) {
         EXPECT_EQ(crb->mmio_read(k_buffer, bytes), IoStatus::BadSize);
         EXPECT_EQ(bytes, ByteVector(size, std::byte{0xFF}));
     }
-    for (uint64_t offset : {uint64_t{0xFFD}, uint64_t{0x1000}, uint64_t{0xFFFF'FFFF'FFFF'FFFE}}) {
+    for (uint64_t offset : {0xFFDULL, 0x1F7DULL, 0x1F80ULL, 0x2000ULL, 0xFFFF'FFFF'FFFF'FFFEULL}) {
         ByteVector bytes(4, std::byte{0x11});
         EXPECT_EQ(crb->mmio_write(offset, bytes), IoStatus::NoSuchRegister);
         EXPECT_EQ(crb->mmio_read(offset, bytes), IoStatus::NoSuchRegister);
@@ -253,6 +276,140 @@ TEST_F(CrbTest, SavingWaitsForTheCommand) {
     auto response = driver.get();
     ASSERT_TRUE(succeeded(response));
     EXPECT_TRUE(std::equal(command.begin(), command.end(), response.begin() + 10));
+}
+
+// What the guest reads and writes by itself: registers in one page, the buffer in another.
+class CrbPagesTest : public testing::Test {
+protected:
+    void SetUp() override {
+        auto created = TpmCrb::create(tpm, scheduler, k_tpm_address, CrbPages{registers, buffer});
+        ASSERT_TRUE(created);
+        crb = *std::move(created);
+        crb->reset(ResetKind::Cold);
+        bus.attach(*crb, crb::k_window_size);
+    }
+    void TearDown() override { tpm.release(); }
+
+    uint32_t shown(uint64_t offset) {
+        // SAFETY: registers are aligned; the TPM's thread writes this page.
+        return std::atomic_ref(*reinterpret_cast<uint32_t*>(registers.data() + offset)).load();
+    }
+    void expect_same() {
+        for (uint64_t offset = 0; offset < k_buffer; offset += 4)
+            EXPECT_EQ(shown(offset), bus.read<uint32_t>(offset)) << offset;
+    }
+    void put(Bytes bytes) { std::copy(bytes.begin(), bytes.end(), buffer.begin()); }
+
+    ManualScheduler scheduler;
+    FakeTpm tpm;
+    alignas(4096) std::array<std::byte, crb::k_block_size> registers{};
+    alignas(4096) std::array<std::byte, crb::k_block_size> buffer{};
+    std::unique_ptr<TpmCrb> crb;
+    GuestBus bus;
+    CrbDriver driver{bus};
+    ByteVector command = commands::get_random(4);
+};
+
+TEST_F(CrbPagesTest, ShowTheRegistersAndTheBuffer) {
+    expect_same();
+    EXPECT_EQ(shown(0x5C), 0xFED4'1000U);
+    EXPECT_EQ(shown(0x68), 0xFED4'1000U);
+    EXPECT_EQ(shown(k_ctrl_sts), 2U);
+    ASSERT_TRUE(driver.request_locality());
+    expect_same();
+    ASSERT_TRUE(driver.go_ready());
+    expect_same();
+    // The second command comes without any sign but Start.
+    for (unsigned round = 1; round <= 2; ++round) {
+        tpm.hold();
+        put(command);
+        driver.start();
+        tpm.wait_running();
+        EXPECT_EQ(shown(k_ctrl_start), 1U);
+        bus.write<uint32_t>(0x58, 0); // another look at the registers changes nothing
+        EXPECT_EQ(shown(k_ctrl_start), 1U);
+        tpm.release();
+        ASSERT_TRUE(poll_until([&] { return shown(k_ctrl_start) == 0; }));
+        EXPECT_EQ(tpm.executed, round);
+        EXPECT_TRUE(std::equal(command.begin(), command.end(), buffer.begin() + 10));
+        EXPECT_TRUE(std::equal(buffer.begin(), buffer.begin() + 22, registers.begin() + k_buffer));
+    }
+    expect_same();
+    crb->reset(ResetKind::Warm);
+    expect_same();
+    EXPECT_EQ(buffer, decltype(buffer){});
+}
+
+TEST_F(CrbPagesTest, TheWindowIsOnTheSameBuffer) {
+    auto response = driver.transact(command);
+    EXPECT_TRUE(succeeded(response));
+    EXPECT_TRUE(std::equal(response.begin(), response.end(), buffer.begin()));
+    expect_same();
+}
+
+TEST_F(CrbPagesTest, AnAbandonedResponseIsNotShown) {
+    ASSERT_TRUE(driver.request_locality());
+    ASSERT_TRUE(driver.go_ready());
+    tpm.hold();
+    put(command);
+    driver.start();
+    tpm.wait_running();
+    ASSERT_TRUE(driver.go_idle());
+    EXPECT_EQ(shown(k_ctrl_start), 0U);
+    buffer.fill(std::byte{0x77});
+    tpm.release();
+    ASSERT_TRUE(crb->save()); // the TPM's thread comes to rest
+    EXPECT_EQ(buffer[0], std::byte{0x77});
+    EXPECT_EQ(buffer[20], std::byte{0x77});
+}
+
+TEST_F(CrbPagesTest, ARestoredStateIsShown) {
+    auto response = driver.transact(command);
+    ASSERT_TRUE(driver.request_locality());
+    auto state = crb->save();
+    ASSERT_TRUE(state) << state.error().message();
+    crb->reset(ResetKind::Cold);
+    ASSERT_TRUE(crb->restore(*state));
+    expect_same();
+    EXPECT_EQ(shown(0x0C), 1U);
+    EXPECT_TRUE(std::equal(response.begin(), response.end(), buffer.begin()));
+}
+
+TEST_F(CrbPagesTest, ACancelIsShownUntilTheCommandEnds) {
+    ASSERT_TRUE(driver.request_locality());
+    ASSERT_TRUE(driver.go_ready());
+    driver.cancel(true); // of nothing
+    EXPECT_EQ(shown(0x48), 0U);
+    tpm.hold();
+    put(command);
+    driver.start();
+    tpm.wait_running();
+    driver.cancel(true);
+    ASSERT_TRUE(poll_until([&] {
+        scheduler.advance(k_ns_per_ms);
+        return shown(k_ctrl_start) == 0;
+    }));
+    EXPECT_EQ(shown(0x48), 0U);
+    EXPECT_EQ(response_code(driver.get()), rc(TpmResponseCode::Canceled));
+}
+
+TEST_F(CrbPagesTest, ADoorbellMayAskForIdle) {
+    bool asked = false;
+    crb->set_idle_doorbell([&] { return std::exchange(asked, false); });
+    ASSERT_TRUE(driver.request_locality());
+    ASSERT_TRUE(driver.go_ready());
+    asked = true;
+    crb->look();
+    EXPECT_EQ(shown(k_ctrl_sts), 2U);
+    // Before a later request, which is heard.
+    asked = true;
+    ASSERT_TRUE(driver.go_ready());
+    expect_same();
+    // And by nobody without locality.
+    driver.relinquish();
+    asked = true;
+    crb->look();
+    EXPECT_EQ(shown(k_ctrl_sts), 0U);
 }
 
 TEST_F(CrbTest, RunningIsNoStateToRestore) {

@@ -77,7 +77,7 @@ protected:
     void SetUp() override {
         crb = std::move(TpmCrb::create(tpm, scheduler, k_tpm_address).value());
         crb->reset(ResetKind::Cold);
-        bus.attach(*crb, crb::k_block_size);
+        bus.attach(*crb, crb::k_window_size);
         tpm.is_established = true;
     }
     void TearDown() override { tpm.release(); }

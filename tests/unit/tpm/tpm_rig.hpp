@@ -262,7 +262,7 @@ protected:
         auto crb = devices::TpmCrb::create(tpm, scheduler(), k_tpm_address);
         ASSERT_TRUE(crb) << crb.error().message();
         m_crb = *std::move(crb);
-        bus().attach(*m_crb, devices::crb::k_block_size);
+        bus().attach(*m_crb, devices::crb::k_window_size);
         m_driver = std::make_unique<CrbDriver>(bus());
     }
     void unplug() override { m_crb.reset(); }

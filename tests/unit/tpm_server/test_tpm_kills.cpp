@@ -81,7 +81,7 @@ protected:
         if (!crb) return fail(crb.error().message());
         (*crb)->reset(devices::ResetKind::Cold);
         coffer::tests::GuestBus bus;
-        bus.attach(**crb, devices::crb::k_block_size);
+        bus.attach(**crb, devices::crb::k_window_size);
         coffer::tests::CrbDriver driver(bus);
         return work(steps, [&](ByteVector const& command) { return driver.transact(command); });
     }
