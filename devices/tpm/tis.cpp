@@ -31,13 +31,16 @@ bool is_fifo(uint64_t offset) noexcept {
 
 } // namespace
 
-Result<std::unique_ptr<TpmTis>> TpmTis::create(TpmBackend& backend, Scheduler& scheduler, IrqLine irq) {
+Result<std::unique_ptr<TpmTis>> TpmTis::create(TpmBackend& backend, Scheduler& scheduler, IrqLine irq,
+                                               tis::Generation generation) {
     TRY(backend.limit_buffer_size(tis::k_buffer_size));
-    return std::unique_ptr<TpmTis>(new TpmTis(backend, scheduler, irq));
+    return std::unique_ptr<TpmTis>(new TpmTis(backend, scheduler, irq, generation));
 }
 
-TpmTis::TpmTis(TpmBackend& backend, Scheduler& scheduler, IrqLine irq)
-    : m_backend(backend), m_irq(irq), m_thread(backend, scheduler, tis::k_buffer_size, [this] { collect(); }) {
+TpmTis::TpmTis(TpmBackend& backend, Scheduler& scheduler, IrqLine irq, tis::Generation generation)
+    : m_backend(backend), m_irq(irq),
+      m_interface_id(generation == tis::Generation::Ptp ? tis::k_interface_id : tis::k_no_interface_id),
+      m_thread(backend, scheduler, tis::k_buffer_size, [this] { collect(); }) {
     m_fifo.reserve(tis::k_buffer_size);
 }
 
@@ -241,7 +244,7 @@ std::byte TpmTis::read_byte(unsigned locality, uint64_t offset) {
     case Register::INT_STATUS: value = block.int_status; break;
     case Register::INTF_CAPABILITY: value = tis::k_capability; break;
     case Register::STS: value = read_status(locality); break;
-    case Register::INTERFACE_ID: value = tis::k_interface_id; break;
+    case Register::INTERFACE_ID: value = m_interface_id; break;
     case Register::DID_VID: value = tis::k_device_vendor; break;
     case Register::RID: value = tis::k_revision; break;
     case Register::DATA_FIFO:

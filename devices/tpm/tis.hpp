@@ -23,7 +23,8 @@ class TpmTis final : public Device, public MmioDevice {
 public:
     // The machine attaches tis::k_window_size bytes. Backend and scheduler outlive the device, and the backend is its
     // alone. Powers the TPM on with reset().
-    static Result<std::unique_ptr<TpmTis>> create(TpmBackend& backend, Scheduler& scheduler, IrqLine irq = {});
+    static Result<std::unique_ptr<TpmTis>> create(TpmBackend& backend, Scheduler& scheduler, IrqLine irq = {},
+                                                  tis::Generation generation = tis::Generation::Ptp);
 
     std::string_view unit_name() const noexcept override { return "tpm-tis"; }
     // Both kinds are _TPM_Init: the platform's reset line reaches the TPM. Does not wait for the TPM.
@@ -45,7 +46,7 @@ private:
         uint8_t int_vector = 0;
     };
 
-    TpmTis(TpmBackend& backend, Scheduler& scheduler, IrqLine irq);
+    TpmTis(TpmBackend& backend, Scheduler& scheduler, IrqLine irq, tis::Generation generation);
 
     std::byte read_byte(unsigned locality, uint64_t offset);
     uint8_t read_access(unsigned locality) const noexcept;
@@ -69,6 +70,7 @@ private:
 
     TpmBackend& m_backend;
     IrqLine m_irq;
+    uint32_t m_interface_id;
 
     std::optional<unsigned> m_active;
     std::array<LocalityBlock, k_locality_count> m_localities;

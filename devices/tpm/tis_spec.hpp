@@ -76,6 +76,12 @@ constexpr uint32_t k_sts_family_2 = 1U << 26;          // tpmFamily 01 in 27:26
 // InterfaceSelector 0 (FIFO) in 18:17.
 constexpr uint32_t k_interface_id = 0x0000'2100;
 static_assert((k_interface_id & 0xF) == 0 && (k_interface_id >> 8 & 1) == 1 && (k_interface_id >> 13 & 1) == 1);
+// A TPM of TIS 1.3 has no such register, and its place reads all ones: InterfaceType 15, "as in TIS 1.3".
+// InterfaceVersion of INTF_CAPABILITY is 3 there as well, "1.3 for TPM 2.0".
+constexpr uint32_t k_no_interface_id = 0xFFFF'FFFF;
+
+// What the registers say they are: in nothing else do the two differ here.
+enum class Generation : uint8_t { Tis13, Ptp };
 
 // Vendor 0x1014 as libtpms' TPM_PT_MANUFACTURER "IBM ", device 1, revision 1.
 constexpr uint32_t k_device_vendor = 0x0001'1014;

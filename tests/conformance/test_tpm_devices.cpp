@@ -35,12 +35,13 @@ struct CrbSubject : Subject {
 };
 COFFER_CONFORMANCE(TpmCrb, CrbSubject);
 
+template <devices::tis::Generation generation>
 struct TisSubject : Subject {
     ManualScheduler scheduler;
     FakeTpm tpm;
     FakeIrqSink irqs;
     std::unique_ptr<devices::TpmTis> tis =
-        std::move(devices::TpmTis::create(tpm, scheduler, devices::IrqLine(irqs, 10)).value());
+        std::move(devices::TpmTis::create(tpm, scheduler, devices::IrqLine(irqs, 10), generation).value());
 
     devices::Device& device() override { return *tis; }
     std::vector<Window> windows() override { return {Window::of(*tis, devices::tis::k_window_size)}; }
@@ -66,7 +67,10 @@ struct TisSubject : Subject {
     }
     void settle() override { scheduler.advance(k_ns_per_ms); }
 };
-COFFER_CONFORMANCE(TpmTis, TisSubject);
+using PtpFifoSubject = TisSubject<devices::tis::Generation::Ptp>;
+COFFER_CONFORMANCE(TpmTis, PtpFifoSubject);
+using Tis13Subject = TisSubject<devices::tis::Generation::Tis13>;
+COFFER_CONFORMANCE(TpmTis13, Tis13Subject);
 
 struct PpiSubject : Subject {
     devices::TpmPpi page;

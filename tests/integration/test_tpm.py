@@ -105,5 +105,21 @@ class Tis(Tpm, HostTest):
         self.assertNotIn("nobody cared", out)
 
 
+class Tis13(HostTest):
+    def test_firmware_and_linux_drive_it(self):
+        """As TIS 1.3 it has no TPM_INTERFACE_ID: edk2 takes its word for that, and Linux' tpm_tis binds."""
+        self.add_provider()
+        self.create("vm", "--tpm", "tis13", "--provider", "local")
+        out = self.run_in_guest("vm", r"""
+            readlink /sys/class/tpm/tpm0/device/driver
+            tpm2_pcrread sha256:0; tpm2_getrandom --hex 8; echo
+            tpm2_eventlog /sys/kernel/security/tpm0/binary_bios_measurements | sed -n '/^pcrs:/,$p'""")
+        self.assertIn("/tpm_tis", out)
+        self.assertRegex(out, r"(?m)^[0-9a-f]{16}$")
+        read, _, replayed = out.partition("pcrs:")
+        self.assertNotEqual(banks(read)["sha256"][0], "0" * 64, "the firmware measured itself")
+        self.assertEqual(banks(read)["sha256"][0], banks(replayed)["sha256"][0])
+
+
 if __name__ == "__main__":
     unittest.main(verbosity=2)

@@ -92,7 +92,7 @@ Result<ByteVector> choose_firmware(CreateOptions const& options, vmm::VmConfig& 
 
 // --tpm's values without --from.
 bool is_tpm_kind(std::string_view text) noexcept {
-    return text.empty() || text == "crb" || text == "tis" || text == "none";
+    return text.empty() || text == "crb" || text == "tis" || text == "tis13" || text == "none";
 }
 
 Result<int> create_from_template(Context const& context, CreateOptions const& options) {
@@ -198,9 +198,9 @@ void register_create(CLI::App& app, Context& context) {
                    "With --encrypt-disks: authenticate the content, so that changes of the images are seen");
     verb->add_option(
             "--tpm", options->tpm,
-            "TPM 2.0: crb (default), tis or none. With --from: copy the template's, replace it by a new one, or "
-            "add one (of kind crb) [the setting clone.tpm-policy]")
-        ->check(CLI::IsMember({"crb", "tis", "none", "copy", "replace", "add"}))
+            "TPM 2.0: crb (default), tis (FIFO, as PTP has it), tis13 (FIFO, as TIS 1.3 has it) or none. With --from: "
+            "copy the template's, replace it by a new one, or add one (of kind crb) [the setting clone.tpm-policy]")
+        ->check(CLI::IsMember({"crb", "tis", "tis13", "none", "copy", "replace", "add"}))
         ->type_name("KIND");
     verb->add_option("--from", options->from, "Make the VM of this template: a full copy, disks included")
         ->type_name("TEMPLATE");

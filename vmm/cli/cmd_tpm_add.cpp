@@ -64,8 +64,8 @@ void register_tpm_add(CLI::App& tpm, Context& context) {
     auto* verb = tpm.add_subcommand("add", "Give a VM without TPM a new one; an unencrypted home becomes encrypted");
     auto options = std::make_shared<AddOptions>();
     verb->add_option("NAME", options->name, "The VM, which is off")->required();
-    verb->add_option("--tpm", options->tpm, "TPM 2.0: crb or tis")
-        ->check(CLI::IsMember({"crb", "tis"}))
+    verb->add_option("--tpm", options->tpm, "TPM 2.0: crb, tis or tis13")
+        ->check(CLI::IsMember({"crb", "tis", "tis13"}))
         ->capture_default_str()
         ->type_name("KIND");
     verb->add_option("--pcr-banks", options->pcr_banks,

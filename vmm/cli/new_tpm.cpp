@@ -21,6 +21,7 @@ Result<TpmStateBytes> make_new_tpm(vmm::HomeRoot const& root, HomeOpener& opener
 
 vmm::TpmKind parse_tpm_kind(std::string_view text) noexcept {
     if (text == "none") return vmm::TpmKind::None;
+    if (text == "tis13") return vmm::TpmKind::Tis13;
     return text == "tis" ? vmm::TpmKind::Tis : vmm::TpmKind::Crb;
 }
 

@@ -35,7 +35,7 @@ private:
 Result<TpmStateBytes> make_new_tpm(vmm::HomeRoot const& root, HomeOpener& opener, Uuid const& provider,
                                    vmm::VmConfig const& config);
 
-// "crb", "tis" or "none", as the parser has checked it.
+// "crb", "tis", "tis13" or "none", as the parser has checked it.
 vmm::TpmKind parse_tpm_kind(std::string_view text) noexcept;
 
 } // namespace coffer::cli

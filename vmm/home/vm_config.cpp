@@ -49,6 +49,7 @@ std::string_view to_string(TpmKind kind) noexcept {
     case TpmKind::None: return "none";
     case TpmKind::Crb: return "crb";
     case TpmKind::Tis: return "tis";
+    case TpmKind::Tis13: return "tis13";
     }
     return "unknown";
 }
@@ -79,7 +80,7 @@ Result<void> check_vm_config(VmConfig const& config) {
     for (auto const& disk : config.disks) TRY(check_disk(disk));
     TRY(check_path("firmware image", config.firmware_code));
     TRY(check_path("firmware variable store", config.firmware_variables));
-    if (config.tpm != TpmKind::None && config.tpm != TpmKind::Crb && config.tpm != TpmKind::Tis)
+    if (config.tpm > TpmKind::Tis13)
         return make_error(ErrorCode::InvalidArgument, "TPM kind {} is unknown", static_cast<unsigned>(config.tpm));
     if (config.pcr_banks == 0 || (config.pcr_banks & ~devices::k_all_pcr_banks) != 0)
         return make_error(ErrorCode::InvalidArgument, "the set of PCR banks {:#x} is not possible", config.pcr_banks);

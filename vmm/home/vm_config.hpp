@@ -15,10 +15,14 @@ namespace coffer::vmm {
 
 enum class TpmKind : uint8_t {
     None = 0,
-    Crb = 1, // Command Response Buffer interface
-    Tis = 2, // TIS/FIFO interface
+    Crb = 1,   // Command Response Buffer interface
+    Tis = 2,   // FIFO interface, as PTP identifies it
+    Tis13 = 3, // the same, as TIS 1.3 does
 };
 std::string_view to_string(TpmKind kind) noexcept;
+constexpr bool is_fifo(TpmKind kind) noexcept {
+    return kind == TpmKind::Tis || kind == TpmKind::Tis13;
+}
 
 // What holds a disk's content against who has its file (docs/formats/disk.md).
 enum class DiskProtection : uint8_t {

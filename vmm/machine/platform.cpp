@@ -74,12 +74,12 @@ firmware::MachineDescription Platform::describe() const {
                                        .has_1g_pages = (partition.guest_cpuid(0x8000'0001, 0).edx & k_page_1g) != 0};
     uint64_t ram_end = machine.high_ram_size > 0 ? layout::k_high_ram.value() + machine.high_ram_size : 0;
     machine.pci_window64 = firmware::ovmf_pci_window64(addressing, ram_end);
-    machine.tpm.kind = m_config.vm.tpm == TpmKind::Crb   ? firmware::TpmKind::Crb
-                       : m_config.vm.tpm == TpmKind::Tis ? firmware::TpmKind::Tis
-                                                         : firmware::TpmKind::None;
+    machine.tpm.kind = m_config.vm.tpm == TpmKind::Crb ? firmware::TpmKind::Crb
+                       : is_fifo(m_config.vm.tpm)      ? firmware::TpmKind::Tis
+                                                       : firmware::TpmKind::None;
     machine.tpm.base = layout::k_tpm.value();
     machine.tpm.ppi_base = layout::k_tpm_ppi.value();
-    if (m_config.vm.tpm == TpmKind::Tis) machine.tpm.gsi = layout::k_gsi_tpm_tis;
+    if (is_fifo(m_config.vm.tpm)) machine.tpm.gsi = layout::k_gsi_tpm_tis;
     machine.reserved.push_back({layout::k_kvm_identity_map.value(), layout::k_kvm_reserved_size});
     machine.boot_order = m_pci->boot_order;
     return machine;

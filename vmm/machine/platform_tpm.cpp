@@ -21,7 +21,10 @@ Result<void> Platform::build_tpm() {
         TRY(attach(layout::k_tpm, layout::k_tpm_crb_size, m_tpm->crb->device()));
         m_devices.push_back(&m_tpm->crb->device());
     } else {
-        m_tpm->tis = TRY(devices::TpmTis::create(*m_tpm->backend, scheduler, {*m_irqs, layout::k_gsi_tpm_tis}));
+        auto generation =
+            m_config.vm.tpm == TpmKind::Tis13 ? devices::tis::Generation::Tis13 : devices::tis::Generation::Ptp;
+        m_tpm->tis =
+            TRY(devices::TpmTis::create(*m_tpm->backend, scheduler, {*m_irqs, layout::k_gsi_tpm_tis}, generation));
         TRY(attach(layout::k_tpm, layout::k_tpm_tis_size, *m_tpm->tis));
         m_devices.push_back(m_tpm->tis.get());
     }

@@ -161,6 +161,8 @@ TEST_F(Cli, ATpmWantsAProvider) {
     refused(ExitCode::Usage, "'one', 'two'", create("vm2"));
     ok(create("vm2", {"--provider", "two", "--tpm", "tis"}));
     EXPECT_EQ(show("vm2")["config"]["tpm"], "tis");
+    ok(create("vm3", {"--provider", "two", "--tpm", "tis13"}));
+    EXPECT_EQ(show("vm3")["config"]["tpm"], "tis13");
     EXPECT_EQ(show("vm2")["provider"]["name"], "two");
 }
 

@@ -76,6 +76,17 @@ TEST_F(TisTest, IdentifiesItself) {
     EXPECT_EQ(driver.access(), 0x80);
 }
 
+TEST_F(TisTest, IdentifiesItselfAsTis13WhereAskedTo) {
+    tis = std::move(TpmTis::create(tpm, scheduler, {}, tis::Generation::Tis13).value());
+    for (uint64_t base = 0; base < 5 * k_locality; base += k_locality) {
+        std::array<std::byte, 4> bytes{};
+        EXPECT_EQ(tis->mmio_read(base + 0x30, bytes), IoStatus::Ok);
+        EXPECT_EQ(load_le<uint32_t>(bytes), 0xFFFF'FFFFU); // no TPM_INTERFACE_ID
+        EXPECT_EQ(tis->mmio_read(base + 0x14, bytes), IoStatus::Ok);
+        EXPECT_EQ(load_le<uint32_t>(bytes), 0x3000'0697U);
+    }
+}
+
 TEST_F(TisTest, LocalityIsGrantedWhenFree) {
     EXPECT_EQ(bus.read<uint32_t>(k_sts), 0xFFFF'FFFFU);
     ASSERT_TRUE(driver.request_locality());
