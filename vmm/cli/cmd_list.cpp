@@ -30,7 +30,7 @@ Result<int> list(Context const& context, bool json) {
                                             : !status->summary->encrypted ? "unencrypted"
                                                                           : "encrypted";
         bool const is_template = status->config && status->config->is_template;
-        print_line(fmt::format("{:<24}  {:<8}  {}{}{}{}", name, to_string(status->state), protection,
+        print_line(fmt::format("{:<24}  {:<11}  {}{}{}{}", name, to_string(status->state), protection,
                                is_template ? "  template" : "", status->reason.empty() ? "" : "  ", status->reason));
     }
     if (json) print_line(dump(array));

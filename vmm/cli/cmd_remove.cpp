@@ -4,9 +4,12 @@
 #include <CLI/CLI.hpp>
 #include <unistd.h>
 
+#include "base/log.hpp"
 #include "vmm/cli/context.hpp"
 #include "vmm/cli/exit_codes.hpp"
 #include "vmm/home/home_admin.hpp"
+#include "vmm/home/host_record.hpp"
+#include "vmm/home/migration_journal.hpp"
 #include "vmm/home/overlay_files.hpp"
 
 namespace coffer::cli {
@@ -44,8 +47,16 @@ Result<int> remove(Context const& context, RemoveOptions const& options) {
                           location.root.vms().native());
     if (user && user->has_value())
         return make_error(ErrorCode::Busy, "VM '{}' is running (process {}): power it off first", options.name, **user);
+    auto const record = vmm::read_host_record(location.host_record());
+    bool const moved = record && *record && (*record)->standing == vmm::Standing::HandedOver;
+    if (moved) {
+        auto const entry = TRY(vmm::MigrationJournal(location.root).read_outgoing((*record)->migration));
+        if (!entry || entry->state != vmm::OutgoingState::Settled)
+            log::warning("{}. If the other host does not have it, this is the only copy",
+                         vmm::handed_over(location, (*record)->migration).message());
+    }
     // The home may not even open.
-    if (!options.discard_layers && vmm::has_overlay_files(location))
+    if (!moved && !options.discard_layers && vmm::has_overlay_files(location))
         return make_error(
             ErrorCode::InvalidArgument,
             "'{}' has snapshots, and what was written to its disks since the first is in its home: delete "

@@ -64,6 +64,9 @@ int exit_code(vmm::RunOutcome const& outcome, std::string_view name) {
         return to_int(ExitCode::Timeout);
     case vmm::RunEnd::Interrupted: return k_killed_by_signal + outcome.code;
     case vmm::RunEnd::CommandEnded: return outcome.code;
+    case vmm::RunEnd::Moved:
+        log::info("VM '{}' runs on another host", name);
+        return to_int(outcome.code == 0 ? ExitCode::Ok : ExitCode::Busy);
     case vmm::RunEnd::Suspended:
         log::info("VM '{}' is suspended; 'coffer resume {}' goes on", name, name);
         return to_int(outcome.code == 0 ? ExitCode::Ok : ExitCode::Busy);

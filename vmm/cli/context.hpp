@@ -62,6 +62,9 @@ void register_backup(CLI::App& app, Context& context);
 void register_restore(CLI::App& app, Context& context);
 void register_clone(CLI::App& app, Context& context);
 void register_config(CLI::App& app, Context& context);
+void register_host(CLI::App& app, Context& context);
+void register_migrate(CLI::App& app, Context& context);
+void register_receive(CLI::App& app, Context& context);
 void register_template(CLI::App& app, Context& context);
 
 } // namespace coffer::cli

@@ -55,6 +55,9 @@ int run(int argc, char** argv) {
     register_restore(app, context);
     register_template(app, context);
     register_config(app, context);
+    register_host(app, context);
+    register_migrate(app, context);
+    register_receive(app, context);
     try {
         app.parse(argc, argv);
     } catch (CLI::ParseError const& error) {

@@ -16,6 +16,8 @@ public:
     ProgressLine(ProgressLine const&) = delete;
     ProgressLine& operator=(ProgressLine const&) = delete;
 
+    // What it is about from here on.
+    void rename(std::string what) { m_what = std::move(what); }
     // Of any unit. Prints some times a second at most.
     void show(uint64_t done, uint64_t total);
 

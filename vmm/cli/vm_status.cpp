@@ -4,6 +4,8 @@
 
 #include "vmm/control/client.hpp"
 #include "vmm/home/home_open.hpp"
+#include "vmm/home/host_record.hpp"
+#include "vmm/home/migration_journal.hpp"
 
 namespace coffer::cli {
 
@@ -11,6 +13,8 @@ std::string_view to_string(VmState state) noexcept {
     switch (state) {
     case VmState::Off: return "off";
     case VmState::Running: return "running";
+    case VmState::HandedOver: return "handed-over";
+    case VmState::Arriving: return "arriving";
     case VmState::Locked: return "locked";
     }
     return "unknown";
@@ -72,6 +76,14 @@ Result<VmStatus> VmInspector::inspect(std::string const& name) {
     if (status.summary && status.summary->running) {
         status.state = VmState::Running;
         status.live = ask_vm(location);
+    }
+    auto const record = vmm::read_host_record(location.host_record());
+    if (record && *record && (*record)->standing == vmm::Standing::HandedOver) {
+        status.state = VmState::HandedOver;
+        status.reason = vmm::handed_over(location, (*record)->migration).message();
+    } else if (record && *record && (*record)->standing == vmm::Standing::Arriving) {
+        auto const entry = vmm::MigrationJournal(m_root).read_incoming((*record)->migration);
+        if (!entry || !*entry || (*entry)->state != vmm::IncomingState::Started) status.state = VmState::Arriving;
     }
     return status;
 }

@@ -18,14 +18,16 @@ namespace coffer::cli {
 enum class VmState : uint8_t {
     Off,
     Running,
-    Locked, // the home does not open: no key, or not intact; VmStatus::reason says which
+    HandedOver, // to another host; VmStatus::reason says to which
+    Arriving,   // from another host, which has it still
+    Locked,     // the home does not open: no key, or not intact; VmStatus::reason says which
 };
 std::string_view to_string(VmState state) noexcept;
 
 struct VmStatus {
     std::string name;
     VmState state = VmState::Off;
-    std::string reason;                      // of Locked
+    std::string reason;                      // of Locked and HandedOver
     std::optional<vmm::HomeSummary> summary; // nothing where not even that is readable
     std::optional<ProviderInfo> provider;    // of an encrypted home, where this host has it
     std::optional<vmm::VmConfig> config;     // where the home opens

@@ -36,6 +36,7 @@ enum class RequestType : uint16_t {
     Snapshot = 16,
     Suspend = 17,
     Migrate = 18,
+    Settle = 19,
 };
 
 struct Message {

@@ -78,6 +78,8 @@ public:
 
     // With the vCPUs stopped, not under the device lock. drain() returns when no disk and no TPM command is under way.
     Result<void> drain();
+    // Any thread: what a machine that takes this one's state has to be like.
+    SavedPlatform describe_for_saving() const;
     // Platform's part of `state`, RAM and backend apart.
     Result<void> save(MachineState& state);
     // Nor does this with anything but the TPM: all PCRs of its active banks, by TPM_ALG_ID. InvalidArgument without a TPM,
@@ -111,7 +113,6 @@ private:
     Result<void> build_tpm();
     Result<void> build_firmware_items();
     firmware::MachineDescription describe() const;
-    SavedPlatform describe_for_saving() const;
     Result<void> restore_tpm(MachineState const& state);
     static Result<void> restore_unit(devices::Device& device, MachineState const& state);
     Result<void> attach(IoPort first, uint64_t length, devices::PioDevice& device);

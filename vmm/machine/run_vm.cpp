@@ -18,6 +18,7 @@
 #include "vmm/machine/console.hpp"
 #include "vmm/machine/event_log_request.hpp"
 #include "vmm/machine/machine.hpp"
+#include "vmm/machine/outgoing_run.hpp"
 #include "vmm/machine/sandbox.hpp"
 #include "vmm/machine/serial_input.hpp"
 #include "vmm/machine/stop_signals.hpp"
@@ -55,6 +56,7 @@ private:
     Result<void> open_saved();
     Result<void> restore_saved();
     void serve_saved();
+    void serve_migration();
     [[noreturn]] void memory_lost(Error const& error) noexcept;
     control::StatusAnswer status();
     void ask_to_stop(bool force);
@@ -76,6 +78,7 @@ private:
     std::optional<AgentSessionState> m_saved_agent;
     std::unique_ptr<Machine> m_machine;
     std::unique_ptr<SavedRun> m_saved; // may be filling the machine's memory: ends before it
+    std::unique_ptr<OutgoingRun> m_outgoing;
     std::unique_ptr<RawTerminal> m_terminal;
     std::unique_ptr<SerialInput> m_input;
     std::unique_ptr<devices::Timer> m_timeout;
@@ -88,6 +91,10 @@ private:
 };
 
 Result<std::unique_ptr<Partition>> Runner::make_partition() {
+    if (m_options.incoming) {
+        m_backend = m_options.incoming->backend();
+        return m_options.incoming->take_partition();
+    }
     auto choice = choose_accelerator(m_options.accelerator);
     m_backend = choice.kind == AcceleratorKind::Kvm ? "kvm" : "soft";
     log::info("backend {} because {}", m_backend, choice.reason);
@@ -98,7 +105,7 @@ Result<std::unique_ptr<Partition>> Runner::make_partition() {
 
 Result<void> Runner::open_saved() {
     m_saved = TRY(SavedRun::open(m_home, m_options.saved));
-    auto const* state = m_saved->state();
+    auto const* state = m_options.incoming ? &m_options.incoming->state() : m_saved->state();
     if (!state) return {};
     if (m_options.command)
         return make_error(ErrorCode::InvalidArgument,
@@ -119,6 +126,7 @@ Result<void> Runner::open_saved() {
 }
 
 Result<void> Runner::restore_saved() {
+    if (m_options.incoming) return m_machine->restore_state(m_options.incoming->state());
     TRY(m_saved->restore(*m_machine, [this](Error const& error) { memory_lost(error); }));
     return {};
 }
@@ -142,6 +150,22 @@ void Runner::serve_saved() {
                         return encode_fields(m_agent->save());
                     },
                     .suspended = [this] { end_with(RunEnd::Suspended, m_options.command ? 1 : 0); }});
+}
+
+void Runner::serve_migration() {
+    OutgoingRun::Hooks hooks;
+    hooks.may_leave = [this]() -> Result<void> {
+        if (m_asked_end) return make_error(ErrorCode::Busy, "the VM is about to end");
+        return {};
+    };
+    hooks.moved = [this] { end_with(RunEnd::Moved, m_options.command ? 1 : 0); };
+    hooks.stopping = [this] {
+        std::lock_guard lock(m_machine->loop().device_lock());
+        return m_asked_end.has_value();
+    };
+    hooks.arriving = m_options.incoming;
+    m_outgoing = std::make_unique<OutgoingRun>(m_home, *m_machine, *m_saved, std::move(hooks));
+    m_outgoing->serve(*m_control);
 }
 
 Result<void> Runner::open_serial(PlatformConfig& config) {
@@ -178,7 +202,7 @@ Result<PlatformConfig> Runner::make_config() {
     }
     m_disks = TRY(HomeDisks::open(m_home));
     config.disks = m_disks->backends();
-    TRY(m_saved->configure(config));
+    TRY(m_options.incoming ? m_options.incoming->configure(config) : m_saved->configure(config));
     TRY(open_serial(config));
     if (m_options.command) {
         auto output = std::make_unique<OutputThread>(TRY(duplicate(STDOUT_FILENO)), "standard output");
@@ -194,6 +218,7 @@ Result<PlatformConfig> Runner::make_config() {
 void Runner::end_with(RunEnd end, int code) {
     if (!m_asked_end) m_asked_end = RunOutcome{end, code};
     m_state = control::RunState::Ending;
+    if (m_options.incoming) m_options.incoming->cancel();
     m_machine->stop();
 }
 
@@ -297,18 +322,28 @@ Result<RunOutcome> Runner::run() {
     if (console_is_standard_streams() && !m_options.serial) m_terminal = TRY(RawTerminal::enter(STDIN_FILENO));
     auto partition = TRY(make_partition());
     auto config = TRY(make_config());
-    m_machine = TRY(Machine::create(std::move(config), std::move(partition)));
+    auto ram = m_options.incoming ? m_options.incoming->take_ram() : nullptr;
+    m_machine = TRY(Machine::create(std::move(config), std::move(partition), std::move(ram)));
     TRY(restore_saved()); // steps the clock that timeouts are measured by
     TRY(start_watching());
     if (m_saved_agent) TRY(m_agent->restore(*m_saved_agent));
     TRY(make_control());
     serve_saved();
+    serve_migration();
     TRY(enter_sandbox());
-    TRY(m_saved->begin());
+    if (m_options.incoming) {
+        m_control->start(); // the source may come back by it
+        TRY(m_options.incoming->wait_for_go(m_home));
+    } else {
+        TRY(m_saved->begin());
+    }
     m_powered_on = monotonic_now();
     m_machine->start();
     m_saved->begun();
-    m_control->start();
+    if (m_options.incoming)
+        m_options.incoming->confirm();
+    else
+        m_control->start();
     auto end = m_machine->wait();
     m_control.reset();
     auto closed = m_machine->close();
@@ -321,7 +356,9 @@ Result<RunOutcome> Runner::run() {
     report();
     auto ended = outcome(end);
     m_machine.reset(); // its disk threads end before the disks are closed
-    auto rested = m_disks->close();
+    // What is left of a VM that has moved is an old copy, and is not touched any more.
+    bool const moved = m_asked_end && m_asked_end->end == RunEnd::Moved;
+    auto rested = moved ? Result<void>() : m_disks->close();
     TRY_CONTEXT(std::move(closed), "the VM has ended, but its home could not be brought up to date");
     TRY_CONTEXT(std::move(rested), "the VM has ended, but its disks could not be brought to rest");
     return ended;

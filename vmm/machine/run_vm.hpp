@@ -11,6 +11,7 @@
 #include "vmm/accel/choose.hpp"
 #include "vmm/home/home_session.hpp"
 #include "vmm/machine/direct_kernel.hpp"
+#include "vmm/machine/incoming_run.hpp"
 #include "vmm/machine/saved_run.hpp"
 
 namespace coffer::vmm {
@@ -22,7 +23,8 @@ struct RunOptions {
     std::optional<Nanoseconds> timeout;
     std::optional<std::filesystem::path> serial; // a file, or "-" for standard output; else the terminal
     bool verbose = false;
-    SavedRun::Options saved; // what is done where the VM is suspended
+    SavedRun::Options saved;         // what is done where the VM is suspended
+    IncomingRun* incoming = nullptr; // the machine comes from another host; outlives the run
 };
 
 enum class RunEnd : uint8_t {
@@ -30,6 +32,7 @@ enum class RunEnd : uint8_t {
     Quit,     // Ctrl-A x
     TimedOut,
     Interrupted,  // by a signal: `code` is its number
+    Moved,        // by `coffer migrate`: another host runs it
     Suspended,    // by `coffer suspend`; `code` is 1 where a command has not ended
     CommandEnded, // `code` is the command's exit code, 128 + n where signal n killed it
 };
