@@ -44,6 +44,18 @@ Result<void> lock_disk(int fd, bool shared, std::filesystem::path const& path) {
 
 } // namespace
 
+void RawDisk::unlock() noexcept {
+    struct flock lock {};
+    lock.l_type = F_UNLCK;
+    lock.l_whence = SEEK_SET;
+    // SAFETY: F_OFD_SETLK takes a struct flock with l_pid 0. Unlocking what is open does not fail.
+    ::fcntl(m_fd.get(), F_OFD_SETLK, &lock);
+}
+
+Result<void> RawDisk::lock() {
+    return lock_disk(m_fd.get(), m_options.read_only, m_path);
+}
+
 void RawDisk::FreeDeleter::operator()(std::byte* memory) const noexcept {
     std::free(memory);
 }

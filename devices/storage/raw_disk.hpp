@@ -26,6 +26,10 @@ public:
     Result<void> read(uint64_t offset, MutBytes to) override;
     Result<void> write(uint64_t offset, Bytes from) override;
     Result<void> flush() override;
+    // For a VM that another host is about to run: others may open the file. lock() is for the case that none does:
+    // Busy.
+    void unlock() noexcept;
+    Result<void> lock();
     // Holes where the file system makes them; else zeroes are written.
     Result<void> write_zeroes(uint64_t offset, uint64_t size) override;
     Result<void> discard(uint64_t offset, uint64_t size) override;

@@ -18,6 +18,7 @@ SECRET = "sealed-before-the-move"
 LOOP = """set -e
 printf %s {secret} | coffer-demo-seal >/dev/null
 n=0; while [ $n -lt {steps} ]; do n=$((n+1)); tpm2_pcrextend 16:sha256=$(printf %064x $n)
+printf %08d $n | dd of=/dev/nvme0n1 bs=512 seek=$n conv=sync,notrunc,fsync 2>/dev/null
 echo step $n $(tpm2_pcrread sha256:16 | tail -1 | tr -d ' '); sleep 0.3; done
 coffer-demo-unseal; echo"""
 
@@ -41,7 +42,11 @@ class MigrationTest(HostTest):
         self.with_secret(self.host, "provider", "backup", "local", self.host.folder / "provider.p12")
         self.with_secret(self.there, "provider", "restore", self.host.folder / "provider.p12")
         self.trust_each_other(self.host, self.there)
-        self.create("vm")
+        # On storage that both hosts share, which is what two roots of one machine have.
+        self.disk = self.host.folder / "shared.img"
+        with open(self.disk, "wb") as file:
+            file.truncate(1 << 20)
+        self.create("vm", "--disk", self.disk)
 
     def another_host(self):
         host = Host()
@@ -302,6 +307,10 @@ class Live(MigrationTest):
         pcrs = expected_pcrs(self.STEPS)
         for n, pcr in steps:
             self.assertEqual(pcr, pcrs[n - 1], f"PCR 16 after step {n}")
+
+        disk = self.disk.read_bytes()
+        for n in range(1, self.STEPS + 1):
+            self.assertEqual(disk[512 * n:512 * n + 8], b"%08d" % n, f"the disk's sector of step {n}")
 
         self.ok("remove", "vm", "--yes")
         deadline = time.monotonic() + 60

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "devices/storage/raw_disk.hpp"
 #include "vmm/disk/disk_files.hpp"
 #include "vmm/home/home_errors.hpp"
 
@@ -55,7 +56,7 @@ LayeredFile& HomeDisks::image(std::string_view disk) const {
     return *m_images[static_cast<size_t>(found - configs.begin())];
 }
 
-Result<HomeDisks> HomeDisks::open(HomeSession& home) {
+Result<HomeDisks> HomeDisks::open(HomeSession& home, Note note) {
     HomeDisks disks(home);
     disks.m_secrets = TRY(load_secrets(home));
     auto const layers = TRY(load_disk_layers(home));
@@ -64,7 +65,7 @@ Result<HomeDisks> HomeDisks::open(HomeSession& home) {
         if (!disk) return std::move(disk).error().with_context("disk");
         disks.m_disks.push_back(std::move(*disk));
     }
-    TRY(disks.note_epochs());
+    if (note == Note::Now) TRY(disks.note_epochs());
     return disks;
 }
 
@@ -83,6 +84,23 @@ Result<void> HomeDisks::note_epochs() {
     }
     if (!changed) return {};
     return m_home->commit(HomeFile::Disks, m_secrets.encode().expose());
+}
+
+std::vector<devices::RawDisk*> HomeDisks::shared() const {
+    std::vector<devices::RawDisk*> disks;
+    for (size_t i = 0; i < m_images.size(); ++i)
+        if (m_home->config().disks[i].protection == DiskProtection::None)
+            if (auto* raw = dynamic_cast<devices::RawDisk*>(&m_images[i]->base())) disks.push_back(raw);
+    return disks;
+}
+
+void HomeDisks::let_go() noexcept {
+    for (auto* disk : shared()) disk->unlock();
+}
+
+Result<void> HomeDisks::hold() {
+    for (auto* disk : shared()) TRY(disk->lock());
+    return {};
 }
 
 Result<void> HomeDisks::close() {

@@ -9,18 +9,29 @@
 #include "vmm/disk/encrypted_disk.hpp"
 #include "vmm/home/home_session.hpp"
 
+namespace coffer::devices {
+class RawDisk;
+}
+
 namespace coffer::vmm {
 
 class HomeDisks {
 public:
     // All of them, in the configuration's order. Notes in the home how new authenticated disks are, so that older
-    // copies are refused from here on. Errors name the disk: Busy, NotFound, Integrity, Io.
-    static Result<HomeDisks> open(HomeSession& home);
+    // copies are refused from here on. Errors name the disk: Busy, NotFound, Integrity, Io. Of a home that cannot be
+    // changed yet, note_epochs() is called when it can.
+    enum class Note : uint8_t { Now, Later };
+    static Result<HomeDisks> open(HomeSession& home, Note note = Note::Now);
+    Result<void> note_epochs();
 
     // Live as long as this object.
     std::vector<devices::BlockBackend*> backends() const;
     // The image of a disk, by its path in the configuration: what snapshots put layers on. Asserts that there is one.
     LayeredFile& image(std::string_view disk) const;
+    // Disk images outside of the home, which another host may share: while nothing is written here, it may open them.
+    // hold() takes them back: Busy while another has one.
+    void let_go() noexcept;
+    Result<void> hold();
     // When nothing uses the disks any more: makes all durable, brings encrypted ones to rest and notes it in the home.
     Result<void> close();
 
@@ -31,8 +42,8 @@ public:
 
 private:
     explicit HomeDisks(HomeSession& home) : m_home(&home) {}
+    std::vector<devices::RawDisk*> shared() const;
     Result<std::unique_ptr<devices::BlockBackend>> open_disk(DiskConfig const& config, DiskLayers const& layers);
-    Result<void> note_epochs();
 
     HomeSession* m_home;
     DiskSecrets m_secrets;

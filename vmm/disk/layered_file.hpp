@@ -21,6 +21,7 @@ public:
     LayeredFile(std::unique_ptr<devices::BlockBackend> base, std::filesystem::path path)
         : m_base(std::move(base)), m_path(std::move(path)), m_buffer(overlay_spec::k_cluster_size) {}
 
+    devices::BlockBackend& base() noexcept { return *m_base; }
     uint64_t size() const noexcept override { return m_base->size(); }
     bool read_only() const noexcept override { return m_base->read_only(); }
     Result<void> read(uint64_t offset, MutBytes to) override;

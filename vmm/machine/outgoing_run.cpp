@@ -1,5 +1,7 @@
 #include "vmm/machine/outgoing_run.hpp"
 
+#include <thread>
+
 #include "base/log.hpp"
 #include "vmm/migrate/precopy_policy.hpp"
 
@@ -164,6 +166,7 @@ Result<migrate::Outcome> OutgoingRun::switch_over(Leaving& leaving) {
     auto const state = TRY(m_saved.encode_state());
     auto const rest = TRY(leaving.sender->send_rest());
     leaving.bytes += rest.bytes;
+    m_disks.let_go(); // all is written
     TRY(leaving.source->prepare(state, leaving.sender->digest(), leaving.disks, {}));
     if (leaving.given_up) return make_error(ErrorCode::Cancelled, "it was given up");
     leaving.committed = true;
@@ -175,6 +178,20 @@ Result<migrate::Outcome> OutgoingRun::switch_over(Leaving& leaving) {
 void OutgoingRun::end_as_moved() {
     std::lock_guard lock(m_machine.loop().device_lock());
     m_hooks.moved();
+}
+
+// The guest is about to go on here. The destination gives up what it opened, and may need a moment for that.
+void OutgoingRun::stay() {
+    constexpr int k_tries = 50;
+    for (int tries = 1;; ++tries) {
+        auto held = m_disks.hold();
+        if (held) return;
+        if (tries == k_tries) {
+            log::warning("{}", held.error().message());
+            return;
+        }
+        std::this_thread::sleep_for(std::chrono::milliseconds(100));
+    }
 }
 
 // On the owner's thread: the guest stands still until somebody has asked the other host.
@@ -198,9 +215,11 @@ void OutgoingRun::wait_until_settled(Leaving& leaving) {
         if (stopping && !m_decision) break;
     }
     m_undecided.reset();
-    bool const moved = m_decision == migrate::Outcome::Moved;
+    auto const decision = m_decision;
     lock.unlock();
-    if (moved) end_as_moved();
+    // Without one the machine ends here, and the other host may have it.
+    if (decision == migrate::Outcome::Moved) end_as_moved();
+    if (decision == migrate::Outcome::StillHere) stay();
 }
 
 Result<control::MigrateAnswer> OutgoingRun::leave(control::MigrateRequest const& request, control::Conversation& with) {
@@ -240,7 +259,10 @@ Result<control::MigrateAnswer> OutgoingRun::leave(control::MigrateRequest const&
             auto outcome = leaving->given_up ? Result<migrate::Outcome>(make_error(ErrorCode::Cancelled, "given up"))
                                              : switch_over(*leaving);
             leaving->sender.reset();
-            if (!outcome) leaving->source->give_up(outcome.error());
+            if (!outcome) {
+                leaving->source->give_up(outcome.error());
+                stay();
+            }
             if (outcome && *outcome == migrate::Outcome::Moved) end_as_moved();
             if (outcome && *outcome == migrate::Outcome::Undecided)
                 wait_until_settled(*leaving);

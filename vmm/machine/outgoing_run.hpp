@@ -30,8 +30,8 @@ public:
         IncomingRun* arriving = nullptr; // the VM is here by a migration, which its source may ask about
     };
     // All outlive this; `saved` may still be filling memory.
-    OutgoingRun(HomeSession& home, Machine& machine, SavedRun& saved, Hooks hooks)
-        : m_home(home), m_machine(machine), m_saved(saved), m_hooks(std::move(hooks)) {}
+    OutgoingRun(HomeSession& home, Machine& machine, SavedRun& saved, HomeDisks& disks, Hooks hooks)
+        : m_home(home), m_machine(machine), m_saved(saved), m_disks(disks), m_hooks(std::move(hooks)) {}
 
     // Handlers of control's requests; the machine outlives the server.
     void serve(control::Server& server);
@@ -48,10 +48,12 @@ private:
     Result<migrate::Outcome> switch_over(Leaving& leaving);
     void wait_until_settled(Leaving& leaving);
     void end_as_moved();
+    void stay();
 
     HomeSession& m_home;
     Machine& m_machine;
     SavedRun& m_saved;
+    HomeDisks& m_disks;
     Hooks m_hooks;
 
     std::mutex m_mutex;

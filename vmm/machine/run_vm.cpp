@@ -164,7 +164,7 @@ void Runner::serve_migration() {
         return m_asked_end.has_value();
     };
     hooks.arriving = m_options.incoming;
-    m_outgoing = std::make_unique<OutgoingRun>(m_home, *m_machine, *m_saved, std::move(hooks));
+    m_outgoing = std::make_unique<OutgoingRun>(m_home, *m_machine, *m_saved, *m_disks, std::move(hooks));
     m_outgoing->serve(*m_control);
 }
 
@@ -200,7 +200,7 @@ Result<PlatformConfig> Runner::make_config() {
         tpm.store = &m_home.store(HomeFile::Tpm);
         config.tpm = std::move(tpm);
     }
-    m_disks = TRY(HomeDisks::open(m_home));
+    m_disks = TRY(HomeDisks::open(m_home, m_options.incoming ? HomeDisks::Note::Later : HomeDisks::Note::Now));
     config.disks = m_disks->backends();
     TRY(m_options.incoming ? m_options.incoming->configure(config) : m_saved->configure(config));
     TRY(open_serial(config));
@@ -334,6 +334,7 @@ Result<RunOutcome> Runner::run() {
     if (m_options.incoming) {
         m_control->start(); // the source may come back by it
         TRY(m_options.incoming->wait_for_go(m_home));
+        if (auto noted = m_disks->note_epochs(); !noted) log::warning("{}", noted.error().message());
     } else {
         TRY(m_saved->begin());
     }

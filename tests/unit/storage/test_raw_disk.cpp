@@ -83,6 +83,19 @@ TEST_P(RawDiskTest, IsLockedAgainstASecondWriter) {
     EXPECT_FALSE(RawDisk::open(file, {.read_only = false, .direct = false}).has_value());
 }
 
+// A migration: the machine that has the disk open stands still, and another one opens it, or does not.
+TEST_P(RawDiskTest, LetsAnotherWriterInAndTakesTheLockBack) {
+    auto disk = open();
+    if (!disk) GTEST_SKIP() << "no direct I/O in this file system";
+    disk->unlock();
+    auto second = RawDisk::open(file, {.read_only = false, .direct = false});
+    ASSERT_TRUE(second.has_value()) << second.error().message();
+    EXPECT_EQ(disk->lock().error().code(), ErrorCode::Busy);
+    second = make_error(ErrorCode::Cancelled, "closed");
+    EXPECT_TRUE(disk->lock().has_value());
+    EXPECT_FALSE(RawDisk::open(file, {.read_only = false, .direct = false}).has_value());
+}
+
 TEST_P(RawDiskTest, RefusesWhatIsNoDisk) {
     std::filesystem::resize_file(file, 1000);
     auto odd = RawDisk::open(file, {.read_only = false, .direct = false});
