@@ -178,6 +178,11 @@ class Plain(Guests):
             self.assertEqual(self.host.json("show", "vm")["config"]["disks"][0]["layers"], 1)
         self.ok("snapshot", "revert", "vm", "b", "--yes", limit=BOOT_LIMIT)
         process.wait(60)
+        # Ended while most of its memory is still to come.
+        for seconds in ("0.05", "0.3"):
+            done = self.host.coffer("resume", "vm", "--timeout", seconds, limit=BOOT_LIMIT)
+            self.assertEqual(done.returncode, 124, done.stderr)
+            self.ok("snapshot", "revert", "vm", "b", "--yes", limit=BOOT_LIMIT)
         resumed = self.ok("resume", "vm", "--timeout", BOOT_LIMIT, limit=BOOT_LIMIT + 60)
         steps = [int(n) for n in re.findall(r"step (\d+)\n", resumed)]
         self.assertIn(steps[0], range(5, seen + 2), "goes on from the snapshot")

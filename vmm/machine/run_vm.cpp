@@ -356,6 +356,7 @@ Result<RunOutcome> Runner::run() {
     m_terminal.reset();
     report();
     auto ended = outcome(end);
+    m_saved->end(*m_machine);
     m_machine.reset(); // its disk threads end before the disks are closed
     // What is left of a VM that has moved is an old copy, and is not touched any more.
     bool const moved = m_asked_end && m_asked_end->end == RunEnd::Moved;

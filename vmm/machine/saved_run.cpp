@@ -94,6 +94,13 @@ void SavedRun::begun() {
         log::warning("the spent image of the suspended machine is left for later: {}", removed.error().message());
 }
 
+void SavedRun::end(Machine& machine) {
+    if (!m_lazy) return;
+    if (auto drained = machine.platform().drain(); !drained)
+        log::warning("a device could not be brought to rest: {}", drained.error().message());
+    m_lazy.reset();
+}
+
 void SavedRun::serve(control::Server& server, Machine& machine, HomeDisks const& disks, Hooks hooks) {
     m_machine = &machine;
     m_store.use(disks);

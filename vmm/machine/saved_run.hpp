@@ -49,6 +49,9 @@ public:
         std::function<ByteVector()> save_agent;
         std::function<void()> suspended; // the machine is saved, and is stopped
     };
+    // When the guest runs no more, and before the machine's memory goes: ends what still fills it, with no device left
+    // that waits for a page, which would find zeros there.
+    void end(Machine& machine);
     // Handlers of control's requests. The machine and its disks outlive the server.
     void serve(control::Server& server, Machine& machine, HomeDisks const& disks, Hooks hooks);
 
