@@ -61,6 +61,7 @@ void register_tpm(CLI::App& app, Context& context);
 void register_backup(CLI::App& app, Context& context);
 void register_restore(CLI::App& app, Context& context);
 void register_clone(CLI::App& app, Context& context);
+void register_move(CLI::App& app, Context& context);
 void register_config(CLI::App& app, Context& context);
 void register_host(CLI::App& app, Context& context);
 void register_migrate(CLI::App& app, Context& context);

@@ -51,6 +51,7 @@ int run(int argc, char** argv) {
     register_disk(app, context);
     register_tpm(app, context);
     register_clone(app, context);
+    register_move(app, context);
     register_backup(app, context);
     register_restore(app, context);
     register_template(app, context);

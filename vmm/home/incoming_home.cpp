@@ -128,11 +128,19 @@ Result<void> IncomingHome::move_disks(crypto::BundleKey const& key,
     return replace_file(path, sealed);
 }
 
-Result<void> IncomingHome::publish(Uuid const& vm, uint64_t sequence, Uuid const& migration) {
+Result<void> IncomingHome::copy_file(std::string const& name, std::filesystem::path const& from,
+                                     CopyProgress const& progress) {
+    auto const source = TRY(open_file(from, O_RDONLY | O_NOFOLLOW));
+    TRY(begin_file(name));
+    TRY(copy_file_content(source.get(), from, m_file.get(), m_path, progress));
+    return end_file();
+}
+
+Result<void> IncomingHome::publish(Uuid const& vm, uint64_t sequence, Uuid const& migration, bool encrypted) {
     COFFER_ASSERT(m_making && !m_file.valid());
     TRY(check_may_arrive(m_location, vm, sequence));
     TRY(sync_folder(m_making->folder()));
-    HostRecord const record{vm, true, sequence, Standing::Arriving, migration};
+    HostRecord const record{vm, encrypted, sequence, Standing::Arriving, migration};
     if (!present(m_location.folder())) {
         TRY(m_making->publish(record));
     } else {

@@ -12,6 +12,7 @@
 
 #include "base/file.hpp"
 #include "crypto/keys.hpp"
+#include "vmm/home/file_copy.hpp"
 #include "vmm/home/home_location.hpp"
 #include "vmm/home/host_record.hpp"
 
@@ -38,6 +39,8 @@ public:
     Result<void> begin_file(std::string const& name);
     Result<void> append(Bytes bytes);
     Result<void> end_file();
+    // The same of a file that this host has.
+    Result<void> copy_file(std::string const& name, std::filesystem::path const& from, CopyProgress const& progress);
 
     // Disks of the configuration that are elsewhere on this host, by their number: written as the next writing of
     // `config`, which whoever opens the home settles.
@@ -45,7 +48,7 @@ public:
 
     // Durable, under its name, in place of a home that was handed over; the host's record says that it is arriving,
     // with the home at writing `sequence`. Errors as check_may_arrive(), and Io.
-    Result<void> publish(Uuid const& vm, uint64_t sequence, Uuid const& migration);
+    Result<void> publish(Uuid const& vm, uint64_t sequence, Uuid const& migration, bool encrypted = true);
 
 private:
     explicit IncomingHome(HomeLocation location, std::unique_ptr<HomeInTheMaking> making);

@@ -98,6 +98,10 @@ Result<void> MigrationJournal::write_outgoing(OutgoingMigration migration) const
     return write_checked_file(at, k_outgoing, encode_fields(std::move(migration)));
 }
 
+Result<void> MigrationJournal::forget_outgoing(Uuid const& id) const {
+    return remove_file(path("out", id));
+}
+
 Result<void> MigrationJournal::write_incoming(IncomingMigration migration) const {
     migration.time = wall_clock_seconds();
     auto const at = path("in", migration.id);
@@ -142,6 +146,9 @@ Result<void> MigrationJournal::forget_incoming(Uuid const& id) const {
 
 Error handed_over(HomeLocation const& location, Uuid const& migration) {
     auto const entry = MigrationJournal(location.root).read_outgoing(migration);
+    if (entry && *entry && (*entry)->peer == crypto::Digest{})
+        return make_error(ErrorCode::Busy, "VM '{}' is on its way to {}: 'coffer move {} --home-root {}' finishes that",
+                          location.name, (*entry)->place, location.name, (*entry)->place);
     auto const whom = entry && *entry ? fmt::format("host '{}' ({})", (*entry)->peer_name, (*entry)->place)
                                       : std::string("another host");
     bool const settled = entry && *entry && (*entry)->state == OutgoingState::Settled;

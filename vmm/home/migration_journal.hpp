@@ -29,7 +29,7 @@ struct OutgoingMigration {
     Uuid id;
     Uuid vm;
     std::string name;
-    crypto::Digest peer{}; // SHA-256 of the other host's certificate
+    crypto::Digest peer{}; // SHA-256 of the other host's certificate; zeros: moved to another root of this host
     std::string peer_name; // as it is trusted under here
     std::string place;     // where it listened: HOST:PORT
     int64_t time = 0;      // of the last change, seconds since 1970-01-01 UTC
@@ -84,6 +84,8 @@ public:
     Result<std::optional<IncomingMigration>> read_incoming(Uuid const& id) const;
     // Durable on success; the journal fills in the time.
     Result<void> write_outgoing(OutgoingMigration migration) const;
+    // Nothing is left here that it is about. No error where there is none.
+    Result<void> forget_outgoing(Uuid const& id) const;
 
     // Durable on success. AlreadyExists where the journal knows the migration.
     Result<void> prepare(IncomingMigration migration) const;

@@ -1,0 +1,202 @@
+// A home moves to another root whole or not at all, wherever it is stopped, and is never in two places.
+#include "keyprovider/registry.hpp"
+#include "tests/unit/home/crash_fixture.hpp"
+#include "vmm/home/home_lock.hpp"
+#include "vmm/home/home_move.hpp"
+#include "vmm/home/host_record.hpp"
+
+namespace coffer::vmm::tests {
+namespace {
+
+namespace fs = std::filesystem;
+
+class HomeMove : public HomeCrash {
+protected:
+    // A native provider in both roots, the same, and a home of it in the first.
+    void SetUp() override {
+        ProviderRegistry const providers(m_host.root().providers());
+        auto provider = providers.add_native("p", nullptr);
+        ASSERT_TRUE(provider) << provider.error().message();
+        fs::create_directories(m_there.root);
+        fs::copy(m_host.root().providers(), m_there.providers(), fs::copy_options::recursive);
+        auto seal = m_host.seal();
+        seal.provider = provider->id;
+        ASSERT_TRUE(create_home(m_host.location("vm"), m_config, m_nvram, std::move(seal)));
+        {
+            auto home = m_host.open("vm");
+            ASSERT_TRUE(home) << home.error().message();
+            ASSERT_TRUE((*home)->commit(HomeFile::Tpm, m_tpm));
+            add_image(**home, "snapshot-1", ByteVector(200'000, std::byte{7}));
+        }
+        m_all.save();
+    }
+    void put_back() { m_all.rewind(); }
+    Result<void> move() const {
+        return move_home(m_host.location("vm"), m_there, [](uint64_t, uint64_t) -> Result<void> { return {}; });
+    }
+    HomeLocation there() const { return {m_there, "vm"}; }
+    Result<std::unique_ptr<HomeSession>> open(HomeLocation const& location) const {
+        return open_home(location, HomeAccess::Writer,
+                         [&](BundleHeader const&) -> Result<crypto::BundleKey> { return copy_of(m_host.key()); });
+    }
+    static bool has_content(HomeSession& home, ByteVector const& tpm) {
+        auto found = home.load(HomeFile::Tpm);
+        return found && *found == tpm && home.open_image("snapshot-1").has_value();
+    }
+    // Nothing of it is left in the first root.
+    void expect_gone_here() const {
+        EXPECT_FALSE(fs::exists(m_host.location("vm").folder()));
+        EXPECT_FALSE(fs::exists(m_host.location("vm").host_record()));
+        for (auto const& entry : fs::directory_iterator(m_host.root().vms())) ADD_FAILURE() << entry.path();
+        for (auto const& state : {m_host.root().state, m_there.state}) {
+            if (!fs::exists(state / ".migrations")) continue;
+            for (auto const& entry : fs::directory_iterator(state / ".migrations"))
+                EXPECT_EQ(entry.path().filename(), "lock") << entry.path();
+        }
+    }
+
+    coffer::tests::SavedFolder m_all{m_folder.path()};
+    HomeRoot m_there{m_folder.path() / "there", m_folder.path() / "there-state"};
+};
+
+TEST_F(HomeMove, MovesAndMovesBack) {
+    auto const before = read_host_record(record());
+    ASSERT_TRUE(before && *before);
+    auto moved = move();
+    ASSERT_TRUE(moved) << moved.error().message();
+    expect_gone_here();
+    EXPECT_EQ(*read_host_record(there().host_record()), *before);
+    {
+        auto home = open(there());
+        ASSERT_TRUE(home) << home.error().message();
+        EXPECT_TRUE(has_content(**home, m_tpm));
+        EXPECT_EQ((*home)->config(), m_config);
+        ASSERT_TRUE((*home)->commit(HomeFile::Tpm, bytes_of("later")));
+    }
+    auto again = move();
+    ASSERT_FALSE(again);
+    EXPECT_EQ(again.error().code(), ErrorCode::NotFound);
+    auto back = move_home(there(), m_host.root(), [](uint64_t, uint64_t) -> Result<void> { return {}; });
+    ASSERT_TRUE(back) << back.error().message();
+    EXPECT_FALSE(fs::exists(there().folder()));
+    auto home = open(m_host.location("vm"));
+    ASSERT_TRUE(home) << home.error().message();
+    EXPECT_TRUE(has_content(**home, bytes_of("later")));
+}
+
+TEST_F(HomeMove, UnencryptedHome) {
+    auto config = make_config("plain", TpmKind::None);
+    ASSERT_TRUE(create_home(m_host.location("plain"), config, m_nvram, std::nullopt));
+    auto moved = move_home(m_host.location("plain"), m_there, [](uint64_t, uint64_t) -> Result<void> { return {}; });
+    ASSERT_TRUE(moved) << moved.error().message();
+    auto home = open({m_there, "plain"});
+    ASSERT_TRUE(home) << home.error().message();
+    EXPECT_EQ((*home)->config(), config);
+    EXPECT_FALSE(fs::exists(m_host.location("plain").folder()));
+}
+
+TEST_F(HomeMove, Refused) {
+    auto expect_refused = [&](Result<void> const& moved, ErrorCode code, std::string_view text) {
+        ASSERT_FALSE(moved);
+        EXPECT_EQ(moved.error().code(), code) << moved.error().message();
+        EXPECT_NE(moved.error().message().find(text), std::string::npos) << moved.error().message();
+        EXPECT_FALSE(fs::exists(there().folder()));
+        auto home = open(m_host.location("vm"));
+        ASSERT_TRUE(home) << home.error().message();
+    };
+    auto const nothing = [](uint64_t, uint64_t) -> Result<void> { return {}; };
+    expect_refused(move_home(m_host.location("vm"), m_host.root(), nothing), ErrorCode::InvalidArgument, "already");
+    expect_refused(move_home(m_host.location("other"), m_there, nothing), ErrorCode::NotFound, "other");
+    {
+        auto lock = HomeLock::acquire(m_host.location("vm").folder());
+        ASSERT_TRUE(lock);
+        auto busy = move();
+        lock = make_error(ErrorCode::Busy, "released");
+        expect_refused(busy, ErrorCode::Busy, "in use");
+    }
+    fs::create_directory(file("folder"));
+    expect_refused(move(), ErrorCode::InvalidArgument, "folder");
+    fs::remove(file("folder"));
+    int calls = 0;
+    expect_refused(move_home(m_host.location("vm"), m_there,
+                             [&](uint64_t, uint64_t) -> Result<void> {
+                                 if (++calls == 3) return make_error(ErrorCode::Cancelled, "given up");
+                                 return {};
+                             }),
+                   ErrorCode::Cancelled, "given up");
+    fs::rename(m_there.providers(), m_there.root / "elsewhere");
+    expect_refused(move(), ErrorCode::KeyUnavailable, "provider restore");
+    fs::rename(m_there.root / "elsewhere", m_there.providers());
+    auto other = make_config("vm");
+    ASSERT_TRUE(create_home(there(), other, m_nvram, m_host.make_seal("x")));
+    auto taken = move();
+    ASSERT_FALSE(taken);
+    EXPECT_EQ(taken.error().code(), ErrorCode::AlreadyExists);
+}
+
+// Where it was stopped, at most one of the two homes opens; after a second try it is there, whole, and here nothing is
+// left of it. A home that was opened and changed in between is the one that counts.
+TEST_F(HomeMove, StoppedAnywhere) {
+    unsigned stops = 0, here = 0, nowhere = 0, arrived = 0;
+    for (unsigned at = 0; at < k_most_writes; ++at) {
+        put_back();
+        auto run = run_traced([&] { return move() ? 0 : 1; }, {{at, Fault::Kill}});
+        if (!run.killed) {
+            EXPECT_EQ(run.exit_code, 0);
+            break;
+        }
+        ++stops;
+        auto expected = m_tpm;
+        {
+            auto old_home = open(m_host.location("vm"));
+            auto new_home = open(there());
+            ASSERT_FALSE(old_home && new_home) << "two owners, stopped at " << at;
+            (old_home ? here : new_home ? arrived : nowhere) += 1;
+            if (old_home || new_home) {
+                auto& home = old_home ? **old_home : **new_home;
+                ASSERT_TRUE(has_content(home, m_tpm)) << at;
+                expected = bytes_of("written in between");
+                ASSERT_TRUE(home.commit(HomeFile::Tpm, expected)) << at;
+            }
+        }
+        if (fs::exists(m_host.location("vm").folder()) || fs::exists(m_host.location("vm").host_record())) {
+            auto again = move();
+            ASSERT_TRUE(again) << "stopped at " << at << ": " << again.error().message();
+        }
+        EXPECT_FALSE(fs::exists(m_host.location("vm").folder())) << at;
+        EXPECT_FALSE(fs::exists(m_host.location("vm").host_record())) << at;
+        auto home = open(there());
+        ASSERT_TRUE(home) << "stopped at " << at << ": " << home.error().message();
+        ASSERT_TRUE(has_content(**home, expected)) << at;
+    }
+    EXPECT_GT(stops, 30U);
+    EXPECT_GT(here, 0U);
+    EXPECT_GT(nowhere, 0U); // handed over, and not taken yet
+    EXPECT_GT(arrived, 0U);
+    RecordProperty("stop_points", static_cast<int>(stops));
+}
+
+// A disk that fails once: the home is where it was, or moved, or the next try moves it.
+TEST_F(HomeMove, FailingDisk) {
+    for (Fault fault : {Fault::Eio, Fault::Enospc}) {
+        unsigned failures = 0;
+        for (unsigned at = 0; at < k_most_writes; ++at) {
+            put_back();
+            auto run = run_traced([&] { return move() ? 0 : 1; }, {{at, fault}});
+            ASSERT_FALSE(run.killed);
+            failures += run.exit_code == 1 ? 1 : 0;
+            if (fs::exists(m_host.location("vm").folder()) || fs::exists(m_host.location("vm").host_record())) {
+                auto again = move();
+                ASSERT_TRUE(again) << "failed at " << at << ": " << again.error().message();
+            }
+            auto home = open(there());
+            ASSERT_TRUE(home) << "failed at " << at << ": " << home.error().message();
+            ASSERT_TRUE(has_content(**home, m_tpm)) << at;
+            if (at >= run.writes) break;
+        }
+        EXPECT_GT(failures, 20U);
+    }
+}
+
+} // namespace
+} // namespace coffer::vmm::tests

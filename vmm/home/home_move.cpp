@@ -1,0 +1,175 @@
+#include "vmm/home/home_move.hpp"
+
+#include <algorithm>
+#include <cerrno>
+#include <fcntl.h>
+#include <stdio.h>
+#include <sys/stat.h>
+
+#include "base/file.hpp"
+#include "crypto/random.hpp"
+#include "keyprovider/registry.hpp"
+#include "vmm/home/file_copy.hpp"
+#include "vmm/home/home_admin.hpp"
+#include "vmm/home/home_build.hpp"
+#include "vmm/home/home_spec.hpp"
+#include "vmm/home/incoming_home.hpp"
+#include "vmm/home/migration_journal.hpp"
+
+namespace coffer::vmm {
+
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr char const* k_this_host = "this host"; // in journals, in place of another
+
+// A path as journals take text.
+std::string plain(fs::path const& path) {
+    auto text = path.native().substr(0, 255);
+    std::ranges::replace_if(
+        text, [](char c) { return c < ' ' || c > '~'; }, '?');
+    return text;
+}
+
+struct HomeFileToMove {
+    std::string name;
+    uint64_t size = 0; // bytes
+};
+
+// All files but the lock and what crashes left.
+Result<std::vector<HomeFileToMove>> files_of(fs::path const& folder) {
+    std::vector<HomeFileToMove> files;
+    std::error_code error;
+    for (fs::directory_iterator it(folder, error), end; !error && it != end; it.increment(error)) {
+        auto const name = it->path().filename().native();
+        if (name == home_spec::k_lock_file || name.starts_with('.')) continue;
+        std::error_code unknown;
+        if (!fs::is_regular_file(it->symlink_status(unknown)))
+            return make_error(ErrorCode::InvalidArgument,
+                              "{} is no regular file, and no part of a home: put it elsewhere first",
+                              it->path().native());
+        files.push_back({name, it->file_size(unknown)});
+    }
+    if (error) return make_error(ErrorCode::Io, "cannot read {}: {}", folder.native(), error.message());
+    std::ranges::sort(files, {}, &HomeFileToMove::name);
+    return files;
+}
+
+Result<void> check_provider(HomeSummary const& summary, HomeRoot const& to) {
+    if (!summary.encrypted || ProviderRegistry(to.providers()).find(summary.provider)) return {};
+    return make_error(ErrorCode::KeyUnavailable,
+                      "{} has not the key provider of VM '{}' ({}), so that it could not be run there: bring it by "
+                      "'coffer provider backup' and 'coffer --home-root {} provider restore' first",
+                      to.root.native(), summary.name, summary.provider.to_string(), to.root.native());
+}
+
+Result<void> copy_files(fs::path const& from, IncomingHome& to, MoveProgress const& progress) {
+    auto const files = TRY(files_of(from));
+    uint64_t total = 0;
+    for (auto const& file : files) total += file.size;
+    uint64_t done = 0;
+    for (auto const& file : files) {
+        TRY(to.copy_file(file.name, from / file.name,
+                         [&](uint64_t of_file) { return progress(done + of_file, total); }));
+        done += file.size;
+    }
+    return {};
+}
+
+// What a move that was stopped right before its end left of a home that is elsewhere now. True where there was
+// something.
+Result<bool> forget_moved(HomeLocation const& location) {
+    if (present(location.folder())) return false;
+    auto const record = TRY(read_host_record(location.host_record()));
+    if (!record || record->standing != Standing::HandedOver) return false;
+    MigrationJournal const journal(location.root);
+    auto const entry = TRY(journal.read_outgoing(record->migration));
+    if (!entry || entry->peer != crypto::Digest{}) return false; // another host's
+    TRY(remove_host_record(location.host_record()));
+    TRY(journal.forget_outgoing(record->migration));
+    TRY(remove_tree(old_folder(location)));
+    return true;
+}
+
+// The moment of change has passed: all that is left is to say so everywhere.
+Result<void> finish_move(HomeLocation const& from, HomeLocation const& to, Uuid const& id) {
+    MigrationJournal const journal(to.root);
+    auto const entry = TRY(journal.read_incoming(id));
+    if (!entry || entry->state == IncomingState::Abandoned) return handed_over(from, id);
+    if (entry->state == IncomingState::Prepared) TRY(journal.start(id));
+
+    // Whoever has the new home open already knows from the journal that it is this root's.
+    bool arrived = false;
+    if (auto lock = HomeLock::acquire(to.folder())) {
+        auto record = TRY(read_host_record(to.host_record()));
+        if (record && record->standing == Standing::Arriving && record->migration == id) {
+            record->standing = Standing::Owner;
+            record->migration = Uuid();
+            TRY(write_host_record(to.host_record(), *record));
+        }
+        arrived = true;
+    }
+
+    auto const removing = old_folder(from);
+    TRY(remove_tree(removing));
+    if (::rename(from.folder().c_str(), removing.c_str()) != 0)
+        return errno_error(errno, fmt::format("the VM has moved, but {} cannot be removed", from.folder().native()));
+    TRY(sync_folder(from.root.vms()));
+    TRY(remove_host_record(from.host_record()));
+    TRY(MigrationJournal(from.root).forget_outgoing(id));
+    if (arrived) TRY(journal.forget_incoming(id));
+    return remove_tree(removing);
+}
+
+} // namespace
+
+Result<void> move_home(HomeLocation const& from, HomeRoot const& to, MoveProgress const& progress) {
+    if (from.root.root == to.root)
+        return make_error(ErrorCode::InvalidArgument, "VM '{}' is in {} already", from.name, to.root.native());
+    if (TRY(forget_moved(from))) return {};
+    if (!present(from.folder())) return no_such_home(from);
+    auto const lock = TRY(HomeLock::acquire(from.folder()));
+    auto const summary = TRY(summarize_home(from));
+    HomeLocation const target{to, from.name};
+    auto record = TRY(read_host_record(from.host_record()))
+                      .value_or(HostRecord{summary.uuid, summary.encrypted, summary.sequence});
+    if (record.vm != summary.uuid)
+        return make_error(ErrorCode::Integrity, "{} is not the home that this host knows under the name",
+                          from.folder().native());
+    if (record.standing == Standing::HandedOver) return finish_move(from, target, record.migration);
+    if (record.standing == Standing::Arriving)
+        return make_error(ErrorCode::Busy,
+                          "VM '{}' was on its way here from another host, and is not moved before that "
+                          "is settled",
+                          from.name);
+
+    TRY(check_provider(summary, to));
+    TRY(forget_moved(target));
+    TRY(check_may_arrive(target, record.vm, record.sequence));
+    auto copy = TRY(IncomingHome::begin(target));
+    TRY(copy_files(from.folder(), copy, progress));
+    auto const id = TRY(crypto::random_uuid());
+    TRY(copy.publish(record.vm, record.sequence, id, record.encrypted));
+    IncomingMigration incoming;
+    incoming.id = id;
+    incoming.vm = record.vm;
+    incoming.name = from.name;
+    incoming.peer_name = k_this_host;
+    TRY(MigrationJournal(to).prepare(std::move(incoming)));
+
+    OutgoingMigration outgoing;
+    outgoing.id = id;
+    outgoing.vm = record.vm;
+    outgoing.name = from.name;
+    outgoing.peer_name = k_this_host;
+    outgoing.place = plain(to.root);
+    TRY(MigrationJournal(from.root).write_outgoing(std::move(outgoing)));
+    record.standing = Standing::HandedOver;
+    record.migration = id;
+    ++record.sequence;
+    TRY(write_host_record(from.host_record(), record));
+    return finish_move(from, target, id);
+}
+
+} // namespace coffer::vmm
