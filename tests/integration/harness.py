@@ -5,6 +5,7 @@ The tests run the built program as a user does. COFFER names the program, COFFER
 """
 
 import contextlib
+import hashlib
 import json
 import os
 import pathlib
@@ -27,6 +28,15 @@ CMDLINE = "console=ttyS0 quiet"
 
 def have_kvm():
     return os.access("/dev/kvm", os.R_OK | os.W_OK)
+
+
+def expected_pcrs(count):
+    """The values that a PCR takes when 1, 2, ... are extended into it, of 32 bytes each."""
+    value, values = b"\0" * 32, []
+    for n in range(1, count + 1):
+        value = hashlib.sha256(value + n.to_bytes(32, "big")).digest()
+        values.append(value.hex())
+    return values
 
 
 class Host:

@@ -10,7 +10,7 @@ import threading
 import time
 import unittest
 
-from harness import BOOT_LIMIT, CMDLINE, IMAGES, Host, HostTest
+from harness import BOOT_LIMIT, CMDLINE, IMAGES, Host, HostTest, expected_pcrs
 
 PASSWORD = "a password for the backup\n"
 SECRET = "sealed-before-the-move"
@@ -21,15 +21,6 @@ n=0; while [ $n -lt {steps} ]; do n=$((n+1)); tpm2_pcrextend 16:sha256=$(printf 
 printf %08d $n | dd of=/dev/nvme0n1 bs=512 seek=$n conv=sync,notrunc,fsync 2>/dev/null
 echo step $n $(tpm2_pcrread sha256:16 | tail -1 | tr -d ' '); sleep 0.3; done
 coffer-demo-unseal; echo"""
-
-
-def expected_pcrs(count):
-    """The values that PCR 16 takes when 1, 2, ... are extended into it."""
-    value, values = b"\0" * 32, []
-    for n in range(1, count + 1):
-        value = hashlib.sha256(value + n.to_bytes(32, "big")).digest()
-        values.append(value.hex())
-    return values
 
 
 class MigrationTest(HostTest):

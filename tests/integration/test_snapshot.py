@@ -6,22 +6,12 @@ import subprocess
 import time
 import unittest
 
-from harness import BOOT_LIMIT, CMDLINE, COFFER, IMAGES, HostTest
+from harness import BOOT_LIMIT, CMDLINE, COFFER, IMAGES, HostTest, expected_pcrs
 
 # Counts, extends a PCR with every count, and tells both.
 STEPS = 12
 LOOP = (f"n=0; while [ $n -lt {STEPS} ]; do n=$((n+1)); tpm2_pcrextend 16:sha256=$(printf %064x $n); "
         "echo step $n $(tpm2_pcrread sha256:16 | tail -1 | tr -d ' ') $(date +%s); sleep 0.3; done")
-
-
-def expected_pcrs(count):
-    """The values that PCR 16 takes when 1, 2, ... are extended into it."""
-    import hashlib
-    value, values = b"\0" * 32, []
-    for n in range(1, count + 1):
-        value = hashlib.sha256(value + n.to_bytes(32, "big")).digest()
-        values.append(value.hex())
-    return values
 
 
 class Guests(HostTest):

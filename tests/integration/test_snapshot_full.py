@@ -7,8 +7,7 @@ import subprocess
 import time
 import unittest
 
-from harness import BOOT_LIMIT, HostTest
-from test_snapshot import expected_pcrs
+from harness import BOOT_LIMIT, HostTest, expected_pcrs
 
 SECRET = "correct horse"
 STEPS = 40

@@ -223,6 +223,23 @@ public:
         return WIFEXITED(status) ? WEXITSTATUS(status) : 256;
     }
 
+    // One migration with nothing in its way: what the two ends return.
+    struct Ends {
+        int source;
+        int destination;
+    };
+    Ends move() {
+        Wire wire;
+        Told idle;
+        auto const child = spawn([&] {
+            wire.source.reset();
+            return run_destination(std::move(wire.destination), {}, idle);
+        });
+        wire.destination.reset();
+        int const source = run_source(std::move(wire.source), {}, idle);
+        return {source, wait(child)};
+    }
+
     // Settles a hand-over that no process of the source's is left of, as `coffer migrate --resolve` does. Nothing where
     // there is none.
     std::optional<Result<Outcome>> resolve() {

@@ -7,15 +7,9 @@ namespace {
 
 TEST(MigrationProtocol, MovesAVm) {
     World world;
-    World::Wire wire;
-    Told idle;
-    auto const destination = World::spawn([&] {
-        wire.source.reset();
-        return world.run_destination(std::move(wire.destination), {}, idle);
-    });
-    wire.destination.reset();
-    EXPECT_EQ(world.run_source(std::move(wire.source), {}, idle), 0);
-    EXPECT_EQ(World::wait(destination), 0);
+    auto const ends = world.move();
+    EXPECT_EQ(ends.source, 0);
+    EXPECT_EQ(ends.destination, 0);
     EXPECT_EQ(world.told().outcome.load(), static_cast<int>(Outcome::Moved));
     EXPECT_TRUE(world.told().runs_there);
     world.expect_one_owner_with_everything();
@@ -48,15 +42,9 @@ TEST(MigrationProtocol, MovesAVm) {
 // A disk image is copied to where the destination wants it, and the configuration there says so.
 TEST(MigrationProtocol, CopiesDisks) {
     World world(true);
-    World::Wire wire;
-    Told idle;
-    auto const destination = World::spawn([&] {
-        wire.source.reset();
-        return world.run_destination(std::move(wire.destination), {}, idle);
-    });
-    wire.destination.reset();
-    EXPECT_EQ(world.run_source(std::move(wire.source), {}, idle), 0);
-    EXPECT_EQ(World::wait(destination), 0);
+    auto const ends = world.move();
+    EXPECT_EQ(ends.source, 0);
+    EXPECT_EQ(ends.destination, 0);
     EXPECT_EQ(world.told().outcome.load(), static_cast<int>(Outcome::Moved));
     world.expect_one_owner_with_everything();
     EXPECT_TRUE(*read_file(world.disk(), 1 << 23) == *read_file(world.moved_disk(), 1 << 23));
@@ -70,15 +58,9 @@ TEST(MigrationProtocol, CopiesDisks) {
 TEST(MigrationProtocol, ReplacesNoDisk) {
     World world(true);
     ASSERT_TRUE(replace_file(world.moved_disk(), as_bytes("another's disk")));
-    World::Wire wire;
-    Told idle;
-    auto const destination = World::spawn([&] {
-        wire.source.reset();
-        return world.run_destination(std::move(wire.destination), {}, idle);
-    });
-    wire.destination.reset();
-    EXPECT_EQ(world.run_source(std::move(wire.source), {}, idle), 0);
-    EXPECT_NE(World::wait(destination), 0);
+    auto const ends = world.move();
+    EXPECT_EQ(ends.source, 0);
+    EXPECT_NE(ends.destination, 0);
     EXPECT_TRUE(world.told().runs_here);
     world.expect_one_owner_with_everything();
     EXPECT_TRUE(*read_file(world.moved_disk(), 100) == bytes_of("another's disk"));
@@ -86,17 +68,9 @@ TEST(MigrationProtocol, ReplacesNoDisk) {
 
 TEST(MigrationProtocol, MovesThereAndBack) {
     World world;
-    Told idle;
-    {
-        World::Wire wire;
-        auto const destination = World::spawn([&] {
-            wire.source.reset();
-            return world.run_destination(std::move(wire.destination), {}, idle);
-        });
-        wire.destination.reset();
-        EXPECT_EQ(world.run_source(std::move(wire.source), {}, idle), 0);
-        EXPECT_EQ(World::wait(destination), 0);
-    }
+    auto const ends = world.move();
+    EXPECT_EQ(ends.source, 0);
+    EXPECT_EQ(ends.destination, 0);
     // The other way round, over the copy that was handed over.
     World::Wire wire;
     auto const back = World::spawn([&] {

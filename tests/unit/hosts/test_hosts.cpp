@@ -49,6 +49,14 @@ protected:
         accepting.join();
         return ends;
     }
+    // Two hosts that trust each other.
+    Ends connect() const {
+        auto client = *here().identity();
+        auto server = *there().identity();
+        EXPECT_TRUE(here().trust(server.certificate, "there"));
+        EXPECT_TRUE(there().trust(client.certificate, "here"));
+        return connect(client, server);
+    }
     static HostIdentity with_dates(int64_t from, int64_t to) {
         auto key = *crypto::SigningKey::generate();
         crypto::CertificateContent content;
@@ -218,11 +226,7 @@ TEST_F(HostsTest, ASilentClientTimesOut) {
 
 // Both ends send at once, more than any buffer holds, through pumps on both sides.
 TEST_F(HostsTest, PumpsMoveAllBytesBothWays) {
-    auto client = *here().identity();
-    auto server = *there().identity();
-    ASSERT_TRUE(here().trust(server.certificate, "there"));
-    ASSERT_TRUE(there().trust(client.certificate, "here"));
-    auto ends = connect(client, server);
+    auto ends = connect();
     ASSERT_TRUE(ends.client && ends.server);
     std::array<std::array<int, 2>, 2> pairs{};
     for (auto& pair : pairs) ASSERT_EQ(::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair.data()), 0);
@@ -264,11 +268,7 @@ TEST_F(HostsTest, PumpsMoveAllBytesBothWays) {
 }
 
 TEST_F(HostsTest, APumpIsGivenUp) {
-    auto client = *here().identity();
-    auto server = *there().identity();
-    ASSERT_TRUE(here().trust(server.certificate, "there"));
-    ASSERT_TRUE(there().trust(client.certificate, "here"));
-    auto ends = connect(client, server);
+    auto ends = connect();
     ASSERT_TRUE(ends.client && ends.server);
     std::array<int, 2> pair{};
     ASSERT_EQ(::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair.data()), 0);
