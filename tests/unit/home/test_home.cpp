@@ -275,7 +275,7 @@ TEST(VmConfig, RoundTripAndLimits) {
     EXPECT_TRUE(refused([](auto& c) { c.memory += 1; }));
     EXPECT_TRUE(refused([](auto& c) { c.cpus = 0; }));
     EXPECT_TRUE(refused([](auto& c) { c.cpus = 256; }));
-    EXPECT_TRUE(refused([](auto& c) { c.tpm = static_cast<TpmKind>(3); }));
+    EXPECT_TRUE(refused([](auto& c) { c.tpm = static_cast<TpmKind>(4); }));
     EXPECT_TRUE(refused([](auto& c) { c.disks = {{"relative.img", false}}; }));
     EXPECT_TRUE(refused([](auto& c) { c.disks.assign(17, {"/x", false}); }));
     EXPECT_TRUE(refused([](auto& c) { c.firmware_code = ""; }));
