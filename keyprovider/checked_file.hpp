@@ -1,4 +1,4 @@
-// A provider's small files of tagged fields: magic (8 bytes), format version, size of the fields (u32 each,
+// Small files of tagged fields, providers' and others': magic (8 bytes), format version, size of the fields (u32 each,
 // little-endian), fields, SHA-256 over all before it. The digest finds damage; it keeps nobody from changing a file.
 #pragma once
 

@@ -2,10 +2,10 @@
 
 #include <cerrno>
 #include <fcntl.h>
-#include <sys/file.h>
 
 #include "base/clock.hpp"
 #include "base/file.hpp"
+#include "base/folder_lock.hpp"
 #include "crypto/random.hpp"
 
 namespace coffer::vmm {
@@ -57,14 +57,6 @@ Result<NewAuthority> make_new() {
 }
 
 } // namespace
-
-Result<UniqueFd> AuthorityStore::lock() const {
-    TRY(make_folders(m_folder));
-    auto fd = TRY(open_file(m_folder / "lock", O_RDWR | O_CREAT | O_NOFOLLOW));
-    while (::flock(fd.get(), LOCK_EX) != 0)
-        if (errno != EINTR) return errno_error(errno, fmt::format("cannot lock {}", m_folder.native()));
-    return fd;
-}
 
 Result<std::optional<AuthorityStore::Loaded>> AuthorityStore::load() const {
     auto bytes = read_file(path(), k_max_authority_file);
@@ -128,7 +120,7 @@ Result<Authority> AuthorityStore::open(KeeperProcess& keeper) const {
 }
 
 Result<AuthorityStore::Opened> AuthorityStore::open_or_make(KeeperProcess& keeper, Uuid const& provider) const {
-    auto const held = TRY(lock());
+    auto const held = TRY(lock_folder(m_folder));
     auto const loaded = TRY(load());
     if (loaded) return Opened{TRY(unseal(keeper, *loaded)), false};
     auto made = TRY(make_new());
@@ -138,7 +130,7 @@ Result<AuthorityStore::Opened> AuthorityStore::open_or_make(KeeperProcess& keepe
 }
 
 Result<void> AuthorityStore::protect(KeeperProcess& keeper, Uuid const& provider) const {
-    auto const held = TRY(lock());
+    auto const held = TRY(lock_folder(m_folder));
     auto const loaded = TRY(load_existing());
     auto const keys = TRY(unseal_keys(keeper, loaded));
     auto const chain = TRY(parse_all(loaded.parsed.header.chain, path()));
@@ -146,7 +138,7 @@ Result<void> AuthorityStore::protect(KeeperProcess& keeper, Uuid const& provider
 }
 
 Result<void> AuthorityStore::import(KeeperProcess& keeper, Uuid const& provider, Authority const& authority) const {
-    auto const held = TRY(lock());
+    auto const held = TRY(lock_folder(m_folder));
     AuthorityKeys keys;
     keys.signing = TRY(authority.key().to_der());
     return write(keeper, provider, AuthorityOrigin::Imported, authority.chain(), keys);

@@ -59,8 +59,6 @@ private:
     Result<Authority> unseal(KeeperProcess& keeper, Loaded const& loaded) const;
     Result<void> write(KeeperProcess& keeper, Uuid const& provider, AuthorityOrigin origin,
                        std::vector<crypto::Certificate> const& chain, AuthorityKeys const& keys) const;
-    // Held while the authority is made or replaced; waits for another process that does.
-    Result<UniqueFd> lock() const;
 
     std::filesystem::path m_folder;
 };

@@ -12,6 +12,7 @@
 #include "vmm/home/file_copy.hpp"
 #include "vmm/home/home_admin.hpp"
 #include "vmm/home/home_build.hpp"
+#include "vmm/home/home_files.hpp"
 #include "vmm/home/home_spec.hpp"
 #include "vmm/home/incoming_home.hpp"
 #include "vmm/home/migration_journal.hpp"
@@ -32,30 +33,6 @@ std::string plain(fs::path const& path) {
     return text;
 }
 
-struct HomeFileToMove {
-    std::string name;
-    uint64_t size = 0; // bytes
-};
-
-// All files but the lock and what crashes left.
-Result<std::vector<HomeFileToMove>> files_of(fs::path const& folder) {
-    std::vector<HomeFileToMove> files;
-    std::error_code error;
-    for (fs::directory_iterator it(folder, error), end; !error && it != end; it.increment(error)) {
-        auto const name = it->path().filename().native();
-        if (name == home_spec::k_lock_file || name.starts_with('.')) continue;
-        std::error_code unknown;
-        if (!fs::is_regular_file(it->symlink_status(unknown)))
-            return make_error(ErrorCode::InvalidArgument,
-                              "{} is no regular file, and no part of a home: put it elsewhere first",
-                              it->path().native());
-        files.push_back({name, it->file_size(unknown)});
-    }
-    if (error) return make_error(ErrorCode::Io, "cannot read {}: {}", folder.native(), error.message());
-    std::ranges::sort(files, {}, &HomeFileToMove::name);
-    return files;
-}
-
 Result<void> check_provider(HomeSummary const& summary, HomeRoot const& to) {
     if (!summary.encrypted || ProviderRegistry(to.providers()).find(summary.provider)) return {};
     return make_error(ErrorCode::KeyUnavailable,
@@ -65,7 +42,7 @@ Result<void> check_provider(HomeSummary const& summary, HomeRoot const& to) {
 }
 
 Result<void> copy_files(fs::path const& from, IncomingHome& to, MoveProgress const& progress) {
-    auto const files = TRY(files_of(from));
+    auto const files = TRY(list_home_files(from));
     uint64_t total = 0;
     for (auto const& file : files) total += file.size;
     uint64_t done = 0;

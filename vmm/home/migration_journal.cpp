@@ -3,10 +3,9 @@
 #include <algorithm>
 #include <cerrno>
 #include <fcntl.h>
-#include <sys/file.h>
 
 #include "base/clock.hpp"
-
+#include "base/folder_lock.hpp"
 #include "base/tagged.hpp"
 #include "keyprovider/checked_file.hpp"
 #include "vmm/home/vm_config.hpp"
@@ -65,14 +64,6 @@ fs::path MigrationJournal::path(char const* direction, Uuid const& id) const {
     return m_folder / fmt::format("{}-{}", direction, id.to_string());
 }
 
-Result<UniqueFd> MigrationJournal::lock() const {
-    TRY(make_folders(m_folder));
-    auto fd = TRY(open_file(m_folder / "lock", O_RDWR | O_CREAT | O_NOFOLLOW));
-    while (::flock(fd.get(), LOCK_EX) != 0)
-        if (errno != EINTR) return errno_error(errno, fmt::format("cannot lock {}", m_folder.native()));
-    return fd;
-}
-
 Result<std::optional<OutgoingMigration>> MigrationJournal::read_outgoing(Uuid const& id) const {
     auto const at = path("out", id);
     auto fields = TRY(read_entry(at, k_outgoing));
@@ -109,7 +100,7 @@ Result<void> MigrationJournal::write_incoming(IncomingMigration migration) const
 }
 
 Result<void> MigrationJournal::prepare(IncomingMigration migration) const {
-    auto const guard = TRY(lock());
+    auto const guard = TRY(lock_folder(m_folder));
     if (TRY(read_incoming(migration.id)))
         return make_error(ErrorCode::AlreadyExists, "migration {} was here before", migration.id.to_string());
     migration.state = IncomingState::Prepared;
@@ -117,7 +108,7 @@ Result<void> MigrationJournal::prepare(IncomingMigration migration) const {
 }
 
 Result<void> MigrationJournal::start(Uuid const& id) const {
-    auto const guard = TRY(lock());
+    auto const guard = TRY(lock_folder(m_folder));
     auto entry = TRY(read_incoming(id));
     if (!entry || entry->state != IncomingState::Prepared)
         return make_error(ErrorCode::Cancelled, "migration {} was given up on this host", id.to_string());
@@ -126,7 +117,7 @@ Result<void> MigrationJournal::start(Uuid const& id) const {
 }
 
 Result<IncomingState> MigrationJournal::abandon(Uuid const& id) const {
-    auto const guard = TRY(lock());
+    auto const guard = TRY(lock_folder(m_folder));
     auto entry = TRY(read_incoming(id));
     if (entry && entry->state != IncomingState::Prepared) return entry->state;
     if (!entry) {
@@ -140,7 +131,7 @@ Result<IncomingState> MigrationJournal::abandon(Uuid const& id) const {
 }
 
 Result<void> MigrationJournal::forget_incoming(Uuid const& id) const {
-    auto const guard = TRY(lock());
+    auto const guard = TRY(lock_folder(m_folder));
     return remove_file(path("in", id));
 }
 

@@ -99,7 +99,6 @@ public:
 
 private:
     std::filesystem::path path(char const* direction, Uuid const& id) const;
-    Result<UniqueFd> lock() const;
     Result<void> write_incoming(IncomingMigration migration) const;
 
     std::filesystem::path m_folder;

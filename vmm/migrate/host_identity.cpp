@@ -2,10 +2,10 @@
 
 #include <algorithm>
 #include <fcntl.h>
-#include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "base/folder_lock.hpp"
 #include "base/tagged.hpp"
 #include "crypto/der.hpp"
 #include "keyprovider/checked_file.hpp"
@@ -101,14 +101,6 @@ std::string name_of(crypto::Certificate const& certificate) {
     return check_host_name(name) ? name : "host";
 }
 
-Result<UniqueFd> lock(fs::path const& folder) {
-    TRY(make_folders(folder));
-    auto fd = TRY(open_file(folder / "lock", O_RDWR | O_CREAT | O_NOFOLLOW));
-    while (::flock(fd.get(), LOCK_EX) != 0)
-        if (errno != EINTR) return errno_error(errno, fmt::format("cannot lock {}", folder.native()));
-    return fd;
-}
-
 Result<void> write_identity(fs::path const& path, HostIdentity const& identity) {
     auto bytes = TRY(encode_identity(identity));
     return replace_file(path, bytes.expose());
@@ -176,7 +168,7 @@ Result<TrustedHost> decode_trusted(Bytes fields, fs::path const& path) {
 }
 
 Result<HostIdentity> HostTrust::identity() const {
-    auto const guard = TRY(lock(m_folder));
+    auto const guard = TRY(lock_folder(m_folder));
     auto const path = identity_path();
     auto fd = open_file(path, O_RDONLY | O_NOFOLLOW);
     if (!fd && fd.error().code() == ErrorCode::NotFound) {
@@ -203,7 +195,7 @@ Result<HostIdentity> HostTrust::identity() const {
 }
 
 Result<HostIdentity> HostTrust::renew() const {
-    auto const guard = TRY(lock(m_folder));
+    auto const guard = TRY(lock_folder(m_folder));
     auto made = TRY(make_identity());
     TRY(write_identity(identity_path(), made));
     return made;
@@ -258,7 +250,7 @@ Result<TrustedHost> HostTrust::trust(crypto::Certificate const& certificate, std
     if (name.empty()) name = name_of(certificate);
     TRY(check_host_name(name));
     TRY(crypto::check_dates(certificate, wall_clock_seconds()));
-    auto const guard = TRY(lock(m_folder));
+    auto const guard = TRY(lock_folder(m_folder));
     auto const fingerprint = TRY(crypto::fingerprint_of(certificate));
     auto const known = TRY(list());
     for (auto const& host : known)
@@ -277,7 +269,7 @@ Result<TrustedHost> HostTrust::trust(crypto::Certificate const& certificate, std
 }
 
 Result<TrustedHost> HostTrust::untrust(std::string_view which) const {
-    auto const guard = TRY(lock(m_folder));
+    auto const guard = TRY(lock_folder(m_folder));
     auto const wanted = crypto::parse_fingerprint(which);
     for (auto& host : TRY(list()))
         if (host.name == which || (wanted && host.fingerprint == *wanted)) {

@@ -6,6 +6,7 @@
 
 #include "base/log.hpp"
 #include "crypto/random.hpp"
+#include "vmm/home/home_files.hpp"
 #include "vmm/home/home_spec.hpp"
 #include "vmm/migrate/proof.hpp"
 
@@ -17,23 +18,15 @@ namespace fs = std::filesystem;
 
 constexpr Nanoseconds k_start_limit = 60 * k_ns_per_s; // from Go to Started
 
-// Files of the home as they are stored, but for the lock and what is in the making.
-Result<std::vector<std::string>> home_files(fs::path const& folder) {
-    std::vector<std::string> names;
-    std::error_code error;
-    for (fs::directory_iterator it(folder, error), end; !error && it != end; it.increment(error)) {
-        auto const name = it->path().filename().native();
-        if (name == home_spec::k_lock_file || name.starts_with('.')) continue;
-        if (!it->is_regular_file(error) || !is_home_file_name(name))
+Result<std::vector<HomeFileOnDisk>> files_to_send(fs::path const& folder) {
+    auto files = TRY(list_home_files(folder));
+    for (auto const& file : files)
+        if (!is_home_file_name(file.name))
             return make_error(ErrorCode::Unsupported, "{} is no file of a home: take it out of the folder",
-                              it->path().native());
-        names.push_back(name);
-    }
-    if (error) return make_error(ErrorCode::Io, "cannot read {}: {}", folder.native(), error.message());
-    if (names.size() > k_max_files)
-        return make_error(ErrorCode::NoSpace, "the home has {} files, and {} can be sent", names.size(), k_max_files);
-    std::sort(names.begin(), names.end());
-    return names;
+                              (folder / file.name).native());
+    if (files.size() > k_max_files)
+        return make_error(ErrorCode::NoSpace, "the home has {} files, and {} can be sent", files.size(), k_max_files);
+    return files;
 }
 
 // How a file of the home changes.
@@ -113,11 +106,11 @@ Result<void> Source::send_home(bool stopped, Progress const& progress) {
     auto const folder = m_home.location().folder();
     uint64_t total = 0;
     std::vector<std::pair<std::string, Sent>> wanted;
-    for (auto const& name : TRY(home_files(folder))) {
+    for (auto const& [name, size] : TRY(files_to_send(folder))) {
         auto const kind = kind_of(name);
         if (kind == Kind::WrittenInPlace && !stopped) continue;
         Sent now;
-        now.size = static_cast<uint64_t>(TRY(look_at(folder / name)).st_size);
+        now.size = size;
         if (kind == Kind::Replaced) {
             auto const content = TRY(read_file(folder / name, k_max_replaced));
             now.digest = TRY(crypto::sha256({content}));
