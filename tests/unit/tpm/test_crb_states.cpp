@@ -13,7 +13,6 @@ using namespace devices;
 constexpr uint64_t k_loc_ctrl = 0x08;
 constexpr uint64_t k_ctrl_req = 0x40;
 constexpr uint64_t k_ctrl_sts = 0x44;
-constexpr uint64_t k_ctrl_cancel = 0x48;
 constexpr uint64_t k_ctrl_start = 0x4C;
 constexpr uint64_t k_buffer = 0x80;
 
