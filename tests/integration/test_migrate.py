@@ -218,8 +218,8 @@ class Live(MigrationTest):
         stranger = self.another_host()
         self.trust_each_other(self.host, stranger)
         _, _, no_key = self.listen(stranger)
-        _, arrived, place = self.listen(self.there, "--verbose")
-        _, back, home_place = self.listen(self.host, "--verbose")
+        careful, _, careful_place = self.listen(self.there)
+        _, back, home_place = self.listen(self.host, "--verbose", "--shared-folder", self.disk.parent)
         process, output = self.start_guest(LOOP.format(secret=SECRET, steps=self.STEPS))
         self.wait_for(output, r"^step 2 ", process=process)
 
@@ -229,6 +229,13 @@ class Live(MigrationTest):
         self.assertIn(shown["key_id"], refusal)
         self.assertIn(shown["provider"]["id"], refusal)
         self.assert_clean(stranger)
+
+        # One that shares no folder uses no file as a disk, whatever path it is told.
+        self.assertIn("--shared-folder", self.refused(77, "migrate", "vm", "--to", careful_place))
+        self.assert_clean(self.there)
+        careful.terminate()
+        careful.wait()
+        _, arrived, place = self.listen(self.there, "--verbose", "--shared-folder", self.disk.parent)
 
         # The connection is lost while memory is sent: the guest goes on here.
         cut = self.proxy(place, cut_after_bytes=1 << 20)

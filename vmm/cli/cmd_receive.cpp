@@ -4,8 +4,8 @@
 //   - this one listens and starts the others. It reads nothing from the network;
 //   - a pump a connection (`receive-pump`) has the host's private key and speaks TLS. It has no VM's keys;
 //   - a process a VM (`receive-vm`) asks this host's key provider, by a keeper, takes the VM and becomes the process
-//   that
-//     runs it. It has neither the host's key nor the network. It lives on when the first one ends.
+//     that runs it. It has neither the host's key nor the network. It lives on when the first one ends.
+#include <algorithm>
 #include <array>
 #include <csignal>
 #include <fcntl.h>
@@ -34,12 +34,14 @@ namespace coffer::cli {
 
 namespace {
 
+namespace fs = std::filesystem;
 namespace migrate = vmm::migrate;
 
 struct ReceiveOptions {
     std::string listen;
     std::string serial_folder;
     std::string disk_folder;
+    std::vector<std::string> shared_folders;
     int passphrase_fd = -1;
     unsigned wait_seconds = 120;
     bool verbose = false;
@@ -50,6 +52,7 @@ struct ChildOptions {
     std::string from;
     std::string serial_folder;
     std::string disk_folder;
+    std::vector<std::string> shared_folders;
     unsigned wait_seconds = 120;
     bool passphrase = false;
     bool verbose = false;
@@ -130,6 +133,10 @@ Result<void> serve_connection(vmm::HomeRoot const& root, ReceiveOptions const& o
     if (!options.disk_folder.empty()) {
         arguments.emplace_back("--disk-folder");
         arguments.push_back(options.disk_folder);
+    }
+    for (auto const& folder : options.shared_folders) {
+        arguments.emplace_back("--shared-folder");
+        arguments.push_back(folder);
     }
     if (secret.valid()) arguments.emplace_back("--passphrase");
     if (options.verbose) arguments.emplace_back("--verbose");
@@ -225,6 +232,23 @@ Result<void> answer(vmm::HomeRoot const& root, migrate::Stream stream, migrate::
     return migrate::answer_ask(stream, root, peer, ask);
 }
 
+// Links are followed: it is where the image lies that counts.
+Result<void> check_shared(fs::path const& path, std::vector<std::string> const& folders) {
+    std::error_code error;
+    auto const place = fs::weakly_canonical(path, error);
+    for (auto const& folder : folders) {
+        if (error) break;
+        auto const root = fs::canonical(folder, error);
+        if (!error && std::ranges::mismatch(root, place).in1 == root.end()) return {};
+        error.clear();
+    }
+    return make_error(
+        ErrorCode::Permission,
+        "disk {} is in no folder that this host shares: start 'coffer receive' with --shared-folder DIR, or "
+        "migrate with --copy-disks",
+        path.native());
+}
+
 Result<int> run_arriving(vmm::HomeRoot const& root, UniqueFd socket, migrate::Peer peer, Bytes hello,
                          ChildOptions const& options) {
     vmm::IncomingRun::Options incoming;
@@ -237,18 +261,17 @@ Result<int> run_arriving(vmm::HomeRoot const& root, UniqueFd socket, migrate::Pe
         auto keeper = TRY(vmm::KeeperProcess::start(root, keeper_options));
         return keeper.unwrap(header);
     };
-    // What is there already is not touched.
-    incoming.place_disk = [&](size_t, migrate::HelloDisk const& disk) -> Result<std::filesystem::path> {
-        std::filesystem::path const path(disk.path);
-        if (options.disk_folder.empty()) return path;
-        return std::filesystem::absolute(options.disk_folder) / path.filename();
-    };
+    // The other host says the paths: none counts here but within what this host's owner named.
+    if (!options.disk_folder.empty())
+        incoming.place_disk = [&](size_t, migrate::HelloDisk const& disk) -> Result<fs::path> {
+            return fs::absolute(options.disk_folder) / fs::path(disk.path).filename();
+        };
+    incoming.may_use_disk = [&](fs::path const& path) { return check_shared(path, options.shared_folders); };
     auto const run = vmm::IncomingRun::create(std::move(socket), std::move(peer), std::move(incoming));
     auto const home = TRY(run->take(hello));
     vmm::RunOptions run_options;
-    run_options.serial = options.serial_folder.empty()
-                             ? std::filesystem::path("/dev/null")
-                             : std::filesystem::path(options.serial_folder) / (run->name() + ".serial");
+    run_options.serial = options.serial_folder.empty() ? fs::path("/dev/null")
+                                                       : fs::path(options.serial_folder) / (run->name() + ".serial");
     run_options.verbose = options.verbose;
     run_options.incoming = run.get();
     auto outcome = vmm::run_vm(*home, std::move(run_options));
@@ -293,7 +316,11 @@ void register_receive(CLI::App& app, Context& context) {
                      "Write the serial consoles of VMs that come to NAME.serial in DIR")
         ->type_name("DIR");
     verb->add_option("--disk-folder", options->disk_folder,
-                     "Where disk images go that are copied; otherwise to the paths that they have on the other host")
+                     "Where disk images go that are copied; without it copies are refused")
+        ->type_name("DIR");
+    verb->add_option("--shared-folder", options->shared_folders,
+                     "Take VMs whose disk images lie in DIR, which both hosts share; may be given several times")
+        ->allow_extra_args(false)
         ->type_name("DIR");
     verb->add_option("--wait", options->wait_seconds,
                      "How many SECONDS a VM that is ready to go on waits for a source that was lost")
@@ -313,6 +340,7 @@ void register_receive(CLI::App& app, Context& context) {
     auto* vm_verb = app.add_subcommand("receive-vm")->group("");
     vm_verb->add_option("--serial-folder", child_options->serial_folder);
     vm_verb->add_option("--disk-folder", child_options->disk_folder);
+    vm_verb->add_option("--shared-folder", child_options->shared_folders)->allow_extra_args(false);
     vm_verb->add_option("--wait", child_options->wait_seconds);
     vm_verb->add_flag("--passphrase", child_options->passphrase);
     vm_verb->add_flag("--verbose", child_options->verbose);

@@ -17,6 +17,7 @@ std::unique_ptr<IncomingRun> IncomingRun::create(UniqueFd socket, migrate::Peer 
     ours.check_machine = [raw = run.get()](migrate::HelloMessage const& hello) { return raw->check_machine(hello); };
     ours.open_key = std::move(options.open_key);
     ours.place_disk = std::move(options.place_disk);
+    ours.may_use_disk = std::move(options.may_use_disk);
     ours.patience = options.patience;
     ours.superseded = [raw = run.get()] {
         std::lock_guard lock(raw->m_mutex);

@@ -22,7 +22,9 @@ public:
     struct Options {
         HomeRoot root;
         BundleOpener open_key;
+        // As migrate::Destination::Options has them.
         std::function<Result<std::filesystem::path>(size_t, migrate::HelloDisk const&)> place_disk = {};
+        std::function<Result<void>(std::filesystem::path const&)> may_use_disk = {};
         Nanoseconds patience = 120 * k_ns_per_s;
     };
     static std::unique_ptr<IncomingRun> create(UniqueFd socket, migrate::Peer peer, Options options);

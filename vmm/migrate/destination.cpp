@@ -50,14 +50,33 @@ Result<void> Destination::told(Result<void> done) {
     return done;
 }
 
+Result<void> Destination::may_use_disk(std::filesystem::path const& path) const {
+    if (m_options.may_use_disk) return m_options.may_use_disk(path);
+    return make_error(ErrorCode::Permission, "disk images that hosts share are not taken here");
+}
+
+// What the home says counts later on, and Hello was another word of the source's.
+Result<void> Destination::check_configuration(VmConfig const& config) const {
+    for (auto const& disk : config.disks) {
+        if (disk.protection != DiskProtection::None) continue;
+        if (std::ranges::find(m_made_disks, std::filesystem::path(disk.path)) == m_made_disks.end())
+            TRY(may_use_disk(disk.path));
+    }
+    return {};
+}
+
 Result<void> Destination::check_disks() const {
     for (size_t i = 0; i < m_hello.disks.size(); ++i) {
         auto const& disk = m_hello.disks[i];
         if (disk.in_home) continue;
         if (disk.copied) {
-            if (!m_options.place_disk) return make_error(ErrorCode::Unsupported, "copies of disks are not taken here");
+            if (!m_options.place_disk)
+                return make_error(
+                    ErrorCode::Unsupported,
+                    "copies of disks are not taken here: 'coffer receive' takes them with --disk-folder DIR");
             continue;
         }
+        TRY(may_use_disk(disk.path));
         struct stat info {};
         bool const there = ::stat(disk.path.c_str(), &info) == 0;
         if (!there || (S_ISREG(info.st_mode) && static_cast<uint64_t>(info.st_size) != disk.size))
@@ -201,6 +220,7 @@ Result<std::unique_ptr<HomeSession>> Destination::open_home() {
         auto const header = home->header();
         if (!header || header->vm != m_hello.vm || header->sequence != m_prepare.sequence)
             return make_error(ErrorCode::Corrupt, "the home that came is not the one that was announced");
+        TRY(check_configuration(home->config()));
         return home;
     }();
     if (!opened) m_stream->send_failure(opened.error());

@@ -26,6 +26,9 @@ public:
         // Where a copy of the source's disk image goes (the configuration's number and path), a file that is not there;
         // null: copies are refused.
         std::function<Result<std::filesystem::path>(size_t number, HelloDisk const&)> place_disk = {};
+        // Whether a disk image outside of the home may be used here, which the source expects at this path: it could
+        // name any file. Asked before anything moves, and of what the home that came says. Null: none may.
+        std::function<Result<void>(std::filesystem::path const&)> may_use_disk = {};
         // How long a machine that is ready waits for a source that is silent, or lost.
         Nanoseconds patience = 120 * k_ns_per_s;
         // Whether the source came back by another connection than the one that is listened to.
@@ -74,6 +77,8 @@ private:
     Result<void> take_file_data(Bytes bytes);
     Result<void> end_file();
     Result<void> check_disks() const;
+    Result<void> may_use_disk(std::filesystem::path const& path) const;
+    Result<void> check_configuration(VmConfig const& config) const;
     Result<bool> take_answer(Stream::Frame const& frame);
     Result<void> told(Result<void> done);
     void abandon() noexcept;

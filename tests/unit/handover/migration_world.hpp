@@ -121,7 +121,7 @@ public:
             machine.backend = "soft";
             machine.platform = {k_pages * 4096, 1, 1, false, {}};
             std::vector<std::filesystem::path> disks;
-            if (!m_disk.empty()) {
+            if (!m_disk.empty() && !m_conceals_disk) {
                 machine.platform.disk_sizes = {std::filesystem::file_size(m_disk)};
                 machine.disks = {{m_disk.native(), machine.platform.disk_sizes[0], false, false, true}};
                 disks = {m_disk};
@@ -223,6 +223,9 @@ public:
         return WIFEXITED(status) ? WEXITSTATUS(status) : 256;
     }
 
+    // A source whose Hello does not name the disk that its configuration has.
+    void conceal_disk() { m_conceals_disk = true; }
+
     // One migration with nothing in its way: what the two ends return.
     struct Ends {
         int source;
@@ -309,6 +312,7 @@ private:
     Host m_destination{m_folder.path() / "b"};
     VmConfig m_config;
     std::filesystem::path m_disk;
+    bool m_conceals_disk = false;
     Told* m_told;
 };
 

@@ -66,6 +66,17 @@ TEST(MigrationProtocol, ReplacesNoDisk) {
     EXPECT_TRUE(*read_file(world.moved_disk(), 100) == bytes_of("another's disk"));
 }
 
+// The home counts, not what the source said of it: it could have any file of this host as a disk.
+TEST(MigrationProtocol, UsesNoDiskThatItsHostDoesNotShare) {
+    World world(true);
+    world.conceal_disk();
+    auto const ends = world.move();
+    EXPECT_EQ(ends.source, 0);
+    EXPECT_NE(ends.destination, 0);
+    EXPECT_TRUE(world.told().runs_here);
+    world.expect_one_owner_with_everything();
+}
+
 TEST(MigrationProtocol, MovesThereAndBack) {
     World world;
     auto const ends = world.move();
