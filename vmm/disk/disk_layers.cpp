@@ -66,7 +66,8 @@ Result<std::unique_ptr<LayeredFile>> open_layered(HomeSession const& home, DiskC
     auto const folder = home.location().folder();
     auto const path = disk.file(folder);
     auto const chain = TRY(layers.chain(disk.path, top));
-    auto file = std::make_unique<LayeredFile>(TRY(devices::RawDisk::open(path, {.read_only = disk.read_only})), path);
+    auto own = TRY(devices::RawDisk::open(path, {.read_only = disk.read_only}));
+    auto file = std::make_unique<LayeredFile>(std::make_unique<TrackedFile>(std::move(own), path), path);
     for (auto const& id : chain)
         file->push(TRY(OverlayFile::open(overlay_path(folder, id), {id, file->size()}, disk.read_only)));
     return file;

@@ -86,11 +86,26 @@ Result<void> HomeDisks::note_epochs() {
     return m_home->commit(HomeFile::Disks, m_secrets.encode().expose());
 }
 
+std::vector<HomeDisks::WrittenFile> HomeDisks::written_files() const {
+    std::vector<WrittenFile> files;
+    for (size_t i = 0; i < m_images.size(); ++i) {
+        if (m_images[i]->read_only()) continue;
+        bool own = true; // the disk's own file comes first, and overlays are in the home in any case
+        for (auto* file : m_images[i]->files()) {
+            bool const in_home = !own || m_home->config().disks[i].protection != DiskProtection::None;
+            files.push_back({file, i, in_home});
+            own = false;
+        }
+    }
+    return files;
+}
+
 std::vector<devices::RawDisk*> HomeDisks::shared() const {
     std::vector<devices::RawDisk*> disks;
     for (size_t i = 0; i < m_images.size(); ++i)
         if (m_home->config().disks[i].protection == DiskProtection::None)
-            if (auto* raw = dynamic_cast<devices::RawDisk*>(&m_images[i]->base())) disks.push_back(raw);
+            if (auto* raw = dynamic_cast<devices::RawDisk*>(&m_images[i]->files().front()->file()))
+                disks.push_back(raw);
     return disks;
 }
 

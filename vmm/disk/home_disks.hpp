@@ -28,6 +28,15 @@ public:
     std::vector<devices::BlockBackend*> backends() const;
     // The image of a disk, by its path in the configuration: what snapshots put layers on. Asserts that there is one.
     LayeredFile& image(std::string_view disk) const;
+    // Files that are written in place while the VM runs, which its content on the disks lies in: images and overlays,
+    // the configuration's disks one after the other. They stay as long as no snapshot is made or dropped.
+    struct WrittenFile {
+        TrackedFile* file = nullptr;
+        size_t disk = 0;      // of the configuration
+        bool in_home = false; // otherwise the disk's image, wherever that is
+    };
+    std::vector<WrittenFile> written_files() const;
+
     // Disk images outside of the home, which another host may share: while nothing is written here, it may open them.
     // hold() takes them back: Busy while another has one.
     void let_go() noexcept;

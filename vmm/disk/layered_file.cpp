@@ -42,6 +42,17 @@ Result<void> LayeredFile::read_through(size_t layers, uint64_t offset, MutBytes 
     return {};
 }
 
+std::vector<TrackedFile*> LayeredFile::files() {
+    std::lock_guard lock(m_mutex);
+    std::vector<TrackedFile*> files;
+    auto add = [&](devices::BlockBackend& file) {
+        if (auto* tracked = dynamic_cast<TrackedFile*>(&file)) files.push_back(tracked);
+    };
+    add(*m_base);
+    for (auto const& overlay : m_overlays) add(overlay->file());
+    return files;
+}
+
 Result<void> LayeredFile::read(uint64_t offset, MutBytes to) {
     std::lock_guard lock(m_mutex);
     return read_through(m_overlays.size(), offset, to);

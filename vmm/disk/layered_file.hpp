@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "vmm/disk/overlay_file.hpp"
+#include "vmm/disk/tracked_file.hpp"
 
 namespace coffer::vmm {
 
@@ -21,7 +22,8 @@ public:
     LayeredFile(std::unique_ptr<devices::BlockBackend> base, std::filesystem::path path)
         : m_base(std::move(base)), m_path(std::move(path)), m_buffer(overlay_spec::k_cluster_size) {}
 
-    devices::BlockBackend& base() noexcept { return *m_base; }
+    // The files that it lies in, the lowest first. They live until they are merged.
+    std::vector<TrackedFile*> files();
     uint64_t size() const noexcept override { return m_base->size(); }
     bool read_only() const noexcept override { return m_base->read_only(); }
     Result<void> read(uint64_t offset, MutBytes to) override;

@@ -8,6 +8,7 @@
 
 #include "base/file.hpp"
 #include "devices/storage/raw_disk.hpp"
+#include "vmm/disk/tracked_file.hpp"
 #include "vmm/home/home_errors.hpp"
 
 namespace coffer::vmm {
@@ -58,7 +59,7 @@ Result<std::unique_ptr<OverlayFile>> OverlayFile::open(std::filesystem::path con
                           path.native());
     if (!file && file.error().code() == ErrorCode::Corrupt) return damaged(path, "it cannot be a part of a disk");
     if (!file) return std::move(file).error();
-    return open(std::unique_ptr<devices::BlockBackend>(std::move(*file)), path, identity);
+    return open(std::make_unique<TrackedFile>(std::move(*file), path), path, identity);
 }
 
 Result<std::unique_ptr<OverlayFile>> OverlayFile::open(std::unique_ptr<devices::BlockBackend> file,

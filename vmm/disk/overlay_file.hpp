@@ -33,6 +33,7 @@ public:
                                                      std::filesystem::path const& path, Identity const& identity);
 
     Identity const& identity() const noexcept { return m_identity; }
+    devices::BlockBackend& file() noexcept { return *m_file; }
     uint64_t clusters() const noexcept { return m_layout.clusters(); }
     bool holds(uint64_t cluster) const noexcept {
         return (std::to_integer<unsigned>(m_table[cluster / 8]) >> (cluster % 8) & 1U) != 0;
