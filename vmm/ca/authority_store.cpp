@@ -5,7 +5,7 @@
 
 #include "base/clock.hpp"
 #include "base/file.hpp"
-#include "base/folder_lock.hpp"
+#include "vmm/home/folder_lock.hpp"
 #include "crypto/random.hpp"
 
 namespace coffer::vmm {

@@ -5,7 +5,7 @@
 #include <fcntl.h>
 
 #include "base/clock.hpp"
-#include "base/folder_lock.hpp"
+#include "vmm/home/folder_lock.hpp"
 #include "base/tagged.hpp"
 #include "keyprovider/checked_file.hpp"
 #include "vmm/home/vm_config.hpp"

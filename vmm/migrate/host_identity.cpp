@@ -5,7 +5,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "base/folder_lock.hpp"
+#include "vmm/home/folder_lock.hpp"
 #include "base/tagged.hpp"
 #include "crypto/der.hpp"
 #include "keyprovider/checked_file.hpp"

@@ -252,9 +252,12 @@ void LazyMemory::fill() noexcept {
         for (MutBytes part : m_memory) {
             if (part.empty()) continue;
             uffdio_range range{address_of(part), part.size()};
-            // SAFETY: watched since watch_memory(); wakes whoever waits, to find its page or zeros.
+            // SAFETY: watched since watch_memory().
             if (::ioctl(m_userfaultfd.get(), UFFDIO_UNREGISTER, &range) != 0)
                 return errno_error(errno, "cannot end watching the guest's memory");
+            // Linux wakes before it takes the watch away, and misses who comes to wait in between (6.18). Nobody does
+            // any more: whoever is woken now finds its page, or zeros.
+            wake(part);
         }
         return {};
     }();

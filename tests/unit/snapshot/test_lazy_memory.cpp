@@ -72,6 +72,25 @@ TEST_F(LazyMemoryTest, PagesComeWhenTheyAreTouched) {
     for (size_t at = k_size - 4096; at >= 3 * 4096; at -= 4096) EXPECT_EQ(m_target.bytes()[at], std::byte{0xEE});
 }
 
+// Who asks for a page just as the last one has come is not left waiting.
+TEST_F(LazyMemoryTest, NobodyWaitsWhenAllIsThere) {
+    SKIP_WITHOUT_USERFAULTFD();
+    constexpr size_t k_small = size_t{1} << 20;
+    write(*m_home, {}, std::array<Bytes, 1>{m_source.bytes().first(k_small)});
+    for (unsigned turn = 0; turn < 1000; ++turn) {
+        Ram memory(k_small);
+        auto lazy = LazyMemory::start(*open_userfaultfd(), *open(*m_home), {memory.bytes()}, never);
+        ASSERT_TRUE(lazy) << lazy.error().message();
+        std::vector<std::thread> threads;
+        for (size_t t = 0; t < 2; ++t)
+            threads.emplace_back([&, t] {
+                for (size_t at = t * 4096; at < k_small; at += 2 * 4096) memory.bytes()[at] = std::byte{1};
+            });
+        for (auto& thread : threads) thread.join();
+        (*lazy)->finish();
+    }
+}
+
 // The host's kernel touches the page: a disk read into guest memory, a write out of it.
 TEST_F(LazyMemoryTest, FaultsOfTheKernelAreServed) {
     SKIP_WITHOUT_USERFAULTFD();

@@ -1,10 +1,10 @@
-#include "base/folder_lock.hpp"
+#include "vmm/home/folder_lock.hpp"
 
 #include <cerrno>
 #include <fcntl.h>
 #include <sys/file.h>
 
-namespace coffer {
+namespace coffer::vmm {
 
 Result<UniqueFd> lock_folder(std::filesystem::path const& folder) {
     TRY(make_folders(folder));
@@ -14,4 +14,4 @@ Result<UniqueFd> lock_folder(std::filesystem::path const& folder) {
     return fd;
 }
 
-} // namespace coffer
+} // namespace coffer::vmm

@@ -5,10 +5,10 @@
 
 #include "base/file.hpp"
 
-namespace coffer {
+namespace coffer::vmm {
 
 // Makes the folder where it is not there, and waits until no other process holds its file `lock`. Held as long as the
 // descriptor is open. Any thread; threads of one process exclude each other, too.
 Result<UniqueFd> lock_folder(std::filesystem::path const& folder);
 
-} // namespace coffer
+} // namespace coffer::vmm
