@@ -96,8 +96,8 @@ class HostTest(unittest.TestCase):
     def add_provider(self, name="local"):
         self.ok("provider", "add", "native", name)
 
-    def create(self, name, *options):
-        self.ok("create", name, "--memory", "512M", *options)
+    def create(self, name, *options, **limits):
+        self.ok("create", name, "--memory", "512M", *options, **limits)
 
     def run_in_guest(self, name, command, *options, code=0, cmdline=CMDLINE):
         """Boots the demo guest's kernel, runs `command` by its agent, and gives its standard output."""

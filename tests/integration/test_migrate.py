@@ -33,6 +33,9 @@ class MigrationTest(HostTest):
         self.with_secret(self.host, "provider", "backup", "local", self.host.folder / "provider.p12")
         self.with_secret(self.there, "provider", "restore", self.host.folder / "provider.p12")
         self.trust_each_other(self.host, self.there)
+        self.create_vm()
+
+    def create_vm(self):
         # On storage that both hosts share, which is what two roots of one machine have.
         self.disk = self.host.folder / "shared.img"
         with open(self.disk, "wb") as file:
@@ -87,6 +90,12 @@ class MigrationTest(HostTest):
                 self.assertIsNone(process.poll(), text[-3000:])
             self.assertLess(time.monotonic(), deadline, text[-3000:])
             time.sleep(0.1)
+
+    def wait_until(self, true, limit=BOOT_LIMIT):
+        deadline = time.monotonic() + limit
+        while not true():
+            self.assertLess(time.monotonic(), deadline)
+            time.sleep(0.05)
 
     def start_guest(self, command):
         output = self.host.folder / "output"
@@ -199,12 +208,6 @@ class Live(MigrationTest):
             process = self.host.start("migrate", "vm", "--to", place, stdout=subprocess.DEVNULL, stderr=errors)
         self.addCleanup(lambda: process.poll() is None and process.kill())
         return process
-
-    def wait_until(self, true, limit=BOOT_LIMIT):
-        deadline = time.monotonic() + limit
-        while not true():
-            self.assertLess(time.monotonic(), deadline)
-            time.sleep(0.05)
 
     def assert_clean(self, host):
         """Nothing of the VM is there, soon."""

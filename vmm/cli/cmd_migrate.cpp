@@ -163,9 +163,12 @@ Result<int> migrate(Context const& context, MigrateOptions const& options) {
         return make_error(ErrorCode::Cancelled, "VM '{}' goes on here", options.name);
     // What is left here is the end of its process.
     while (TRY(vmm::home_user(location))) std::this_thread::sleep_for(std::chrono::milliseconds(20));
-    print_line(fmt::format("VM '{}' runs on host '{}': downtime {:.1f} ms, {} rounds, {} MiB of memory sent, {:.1f} s",
-                           options.name, peer_name, static_cast<double>(answered->downtime_us) / 1000, answered->rounds,
-                           answered->bytes >> 20, static_cast<double>(answered->total_ms) / 1000));
+    auto const disks =
+        answered->disk_bytes > 0 ? fmt::format(" and {} MiB of disks", answered->disk_bytes >> 20) : std::string();
+    print_line(
+        fmt::format("VM '{}' runs on host '{}': downtime {:.1f} ms, {} rounds, {} MiB of memory{} sent, {:.1f} s",
+                    options.name, peer_name, static_cast<double>(answered->downtime_us) / 1000, answered->rounds,
+                    answered->bytes >> 20, disks, static_cast<double>(answered->total_ms) / 1000));
     return to_int(ExitCode::Ok);
 }
 

@@ -36,6 +36,7 @@ struct MigrateAnswer {
     uint64_t total_ms = 0;
     uint64_t bytes = 0; // of memory
     uint32_t rounds = 0;
+    uint64_t disk_bytes = 0;
 
     template <class V>
     void fields(V& v) {
@@ -44,6 +45,7 @@ struct MigrateAnswer {
         v.required(3, total_ms);
         v.required(4, bytes);
         v.required(5, rounds);
+        v.required(6, disk_bytes);
     }
 };
 

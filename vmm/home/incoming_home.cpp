@@ -67,12 +67,17 @@ Result<IncomingHome> IncomingHome::begin(HomeLocation const& location) {
 }
 
 Result<void> IncomingHome::begin_file(std::string const& name) {
-    COFFER_ASSERT(m_making && name.find('/') == std::string::npos && !name.starts_with('.'));
-    m_path = m_making->folder() / name;
-    TRY(remove_file(m_path));
+    m_path = TRY(place_of(name));
     m_file = TRY(open_file(m_path, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW));
     m_size = 0;
     return {};
+}
+
+Result<std::filesystem::path> IncomingHome::place_of(std::string const& name) {
+    COFFER_ASSERT(m_making && name.find('/') == std::string::npos && !name.starts_with('.'));
+    auto path = m_making->folder() / name;
+    TRY(remove_file(path));
+    return path;
 }
 
 Result<void> IncomingHome::append(Bytes bytes) {

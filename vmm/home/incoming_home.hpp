@@ -39,7 +39,9 @@ public:
     Result<void> begin_file(std::string const& name);
     Result<void> append(Bytes bytes);
     Result<void> end_file();
-    // The same of a file that this host has.
+    // Where a file of that name is to be made by the caller, who makes it durable before publish(): none is there.
+    Result<std::filesystem::path> place_of(std::string const& name);
+    // As begin_file() to end_file() of a file that this host has.
     Result<void> copy_file(std::string const& name, std::filesystem::path const& from, CopyProgress const& progress);
 
     // Disks of the configuration that are elsewhere on this host, by their number: written as the next writing of

@@ -43,9 +43,11 @@ struct OutgoingRun::Leaving {
     std::optional<migrate::Source> source;
     std::unique_ptr<NoDirtyLog> no_log;
     std::unique_ptr<MemorySender> sender;
-    std::vector<std::filesystem::path> disks;
+    std::unique_ptr<migrate::DiskSender> disks;
     std::vector<PrecopyRound> rounds;
     uint64_t bytes = 0;
+    uint64_t disk_bytes = 0;
+    std::string expected; // the downtime, for the user
     Nanoseconds begun = 0;
     Nanoseconds stopped = 0;
     Nanoseconds ended = 0;
@@ -92,12 +94,77 @@ Result<migrate::HelloMessage> OutgoingRun::describe(bool copy_disks) const {
     return hello;
 }
 
-Result<std::vector<std::filesystem::path>> OutgoingRun::disks_to_copy(bool copy_disks) const {
-    std::vector<std::filesystem::path> paths;
-    for (auto const& disk : m_home.config().disks)
-        paths.push_back(copy_disks && disk.protection == DiskProtection::None ? std::filesystem::path(disk.path)
-                                                                              : std::filesystem::path());
-    return paths;
+// All that the guest writes, and images outside of the home where they are to be copied.
+std::vector<migrate::DiskFile> OutgoingRun::disk_files(bool copy_disks) const {
+    auto const& disks = m_home.config().disks;
+    std::vector<migrate::DiskFile> files;
+    auto add_image = [&](size_t disk, std::filesystem::path const& path, uint64_t size, DirtyBlocks* dirty) {
+        files.push_back({{.disk = static_cast<uint32_t>(disk + 1), .size = size}, path, dirty});
+    };
+    for (auto const& [file, disk, in_home] : m_disks.written_files()) {
+        if (!in_home) {
+            if (copy_disks) add_image(disk, file->path(), file->size(), &file->dirty());
+            continue;
+        }
+        // An image whose changes are all seen is made with all of its blocks (create_disk()).
+        bool const reserve = disks[disk].protection == DiskProtection::Authenticated &&
+                             file->path() == disks[disk].file(m_home.location().folder());
+        files.push_back({{.name = file->path().filename(), .size = file->size(), .reserve = reserve},
+                         file->path(),
+                         &file->dirty()});
+    }
+    auto const sizes = m_machine.platform().describe_for_saving().disk_sizes;
+    for (size_t i = 0; i < disks.size(); ++i)
+        if (copy_disks && disks[i].read_only && disks[i].protection == DiskProtection::None)
+            add_image(i, disks[i].path, sizes[i], nullptr);
+    return files;
+}
+
+// Shows how a round goes on, a few times a second.
+class OutgoingRun::RoundProgress {
+public:
+    RoundProgress(Leaving& leaving, control::Conversation& with) : m_leaving(leaving), m_with(with) {}
+    // `sent`: bytes in all rounds; `what`: the round. With the guest stopped nobody is told.
+    void show(uint64_t done, uint64_t total, uint64_t sent, std::string const& what) {
+        if (m_leaving.running) return;
+        auto const now = monotonic_now();
+        if (now - m_last < k_ns_per_s / 4) return;
+        auto const rate = static_cast<double>(sent - m_last_sent) * 1e9 / static_cast<double>(now - m_last);
+        m_last = now;
+        m_last_sent = sent;
+        m_with.progress(done, total, fmt::format("{}, {:.0f} MiB/s{}", what, rate / (1 << 20), m_leaving.expected));
+        if (m_with.cancelled()) m_leaving.given_up = true;
+    }
+
+private:
+    Leaving& m_leaving;
+    control::Conversation& m_with;
+    Nanoseconds m_last = monotonic_now();
+    uint64_t m_last_sent = 0;
+};
+
+// Most of the disks goes before memory: what is written to them meanwhile goes with memory's rounds.
+Result<void> OutgoingRun::send_disks(Leaving& leaving, control::Conversation& with) {
+    constexpr uint64_t k_little = uint64_t{4} << 20;
+    constexpr uint32_t k_max_rounds = 20;
+    auto const line = std::make_shared<RoundProgress>(leaving, with);
+    migrate::DiskSender::Options options;
+    options.progress = [line](migrate::DiskProgress const& progress) {
+        line->show(progress.done, progress.total, progress.bytes,
+                   fmt::format("round {}, {} MiB of disks", progress.round, progress.total >> 20));
+    };
+    leaving.disks =
+        TRY(migrate::DiskSender::create(*leaving.stream, disk_files(leaving.request.copy_disks), std::move(options)));
+    for (uint64_t before = UINT64_MAX;;) {
+        auto const report = TRY(leaving.disks->send_round());
+        leaving.disk_bytes += report.bytes;
+        if (report.bytes > 0)
+            log::info("migration: disks, round {}, {} MiB, {} KiB left, {} ms", report.round, report.bytes >> 20,
+                      report.remaining >> 10, report.duration / k_ns_per_ms);
+        if (report.remaining <= k_little || report.remaining > before / 4 * 3 || report.round == k_max_rounds)
+            return {};
+        before = report.remaining;
+    }
 }
 
 Result<void> OutgoingRun::send_memory(Leaving& leaving, control::Conversation& with) {
@@ -111,23 +178,9 @@ Result<void> OutgoingRun::send_memory(Leaving& leaving, control::Conversation& w
     MemorySender::Options options;
     options.compress = leaving.request.compress;
     options.cancelled = [&leaving] { return leaving.given_up.load(); };
-    auto last = monotonic_now();
-    uint64_t last_bytes = 0;
-    std::string rate;
-    std::string expected;
-    options.progress = [&](SendProgress const& progress) {
-        // By then the client's thread waits, and this function has returned.
-        if (leaving.running) return;
-        auto const now = monotonic_now();
-        if (now - last < k_ns_per_s / 4) return;
-        auto const per_second =
-            static_cast<double>(progress.bytes - last_bytes) * 1e9 / static_cast<double>(now - last);
-        rate = fmt::format("{:.0f} MiB/s", per_second / (1 << 20));
-        last = now;
-        last_bytes = progress.bytes;
-        with.progress(progress.done, progress.total,
-                      fmt::format("round {}, {} pages, {}{}", progress.round, progress.total, rate, expected));
-        if (with.cancelled()) leaving.given_up = true;
+    options.progress = [line = std::make_shared<RoundProgress>(leaving, with)](SendProgress const& progress) {
+        line->show(progress.done, progress.total, progress.bytes,
+                   fmt::format("round {}, {} pages", progress.round, progress.total));
     };
     auto& stream = *leaving.stream;
     leaving.sender = TRY(MemorySender::create(
@@ -142,16 +195,18 @@ Result<void> OutgoingRun::send_memory(Leaving& leaving, control::Conversation& w
         auto const decision = decide_precopy(goals, leaving.rounds);
         if (decision.next == PrecopyNext::SwitchOver) return {};
         if (decision.next == PrecopyNext::GiveUp)
-            return make_error(ErrorCode::Timeout,
-                              "the guest writes its memory faster than it can be sent, and would stand still for about "
-                              "{} ms: try again when it does less, or with --downtime {}",
-                              decision.expected_downtime / k_ns_per_ms, 2 * decision.expected_downtime / k_ns_per_ms);
+            return make_error(
+                ErrorCode::Timeout,
+                "the guest writes its memory or disks faster than they can be sent, and would stand still for about "
+                "{} ms: try again when it does less, or with --downtime {}",
+                decision.expected_downtime / k_ns_per_ms, 2 * decision.expected_downtime / k_ns_per_ms);
         if (!leaving.rounds.empty())
-            expected = fmt::format(", expected downtime {} ms", decision.expected_downtime / k_ns_per_ms);
+            leaving.expected = fmt::format(", expected downtime {} ms", decision.expected_downtime / k_ns_per_ms);
         m_machine.throttle(decision.throttle);
+        leaving.disk_bytes += TRY(leaving.disks->send_round()).bytes;
         auto const report = TRY(leaving.sender->send_round());
         leaving.bytes += report.bytes;
-        leaving.rounds.push_back({report, decision.throttle});
+        leaving.rounds.push_back({report, decision.throttle, leaving.disks->remaining()});
         log::info("migration: round {}, {} pages, {} of zeros, {} left, {} ms", report.round, report.pages,
                   report.zero_pages, report.remaining, report.duration / k_ns_per_ms);
     }
@@ -167,7 +222,8 @@ Result<migrate::Outcome> OutgoingRun::switch_over(Leaving& leaving) {
     auto const rest = TRY(leaving.sender->send_rest());
     leaving.bytes += rest.bytes;
     m_disks.let_go(); // all is written
-    TRY(leaving.source->prepare(state, leaving.sender->digest(), leaving.disks, {}));
+    leaving.disk_bytes += TRY(leaving.disks->send_round()).bytes;
+    TRY(leaving.source->prepare(state, leaving.sender->digest()));
     if (leaving.given_up) return make_error(ErrorCode::Cancelled, "it was given up");
     leaving.committed = true;
     auto outcome = TRY(leaving.source->hand_over());
@@ -234,15 +290,19 @@ Result<control::MigrateAnswer> OutgoingRun::leave(control::MigrateRequest const&
         return raw->given_up && !raw->committed;
     };
     leaving->stream = std::make_unique<migrate::Stream>(with.take_descriptor(), std::move(options));
-    leaving->disks = TRY(disks_to_copy(request.copy_disks));
 
     auto const sent = [&]() -> Result<void> {
         auto hello = TRY(describe(request.copy_disks));
-        leaving->source.emplace(TRY(migrate::Source::begin(m_home, *leaving->stream, leaving->peer, std::move(hello))));
+        std::set<std::string> names;
+        for (auto const& file : disk_files(request.copy_disks))
+            if (file.message.disk == 0) names.insert(file.message.name);
+        leaving->source.emplace(
+            TRY(migrate::Source::begin(m_home, *leaving->stream, leaving->peer, std::move(hello), std::move(names))));
         with.progress(0, 0, "asking the other host");
         TRY(leaving->source->greet());
         TRY(leaving->source->send_files(
             {[&](uint64_t done, uint64_t total) { with.progress(done, total, "files of the home"); }}));
+        TRY(send_disks(*leaving, with));
         return send_memory(*leaving, with);
     }();
     if (!sent) {
@@ -259,6 +319,7 @@ Result<control::MigrateAnswer> OutgoingRun::leave(control::MigrateRequest const&
             auto outcome = leaving->given_up ? Result<migrate::Outcome>(make_error(ErrorCode::Cancelled, "given up"))
                                              : switch_over(*leaving);
             leaving->sender.reset();
+            leaving->disks.reset();
             if (!outcome) {
                 leaving->source->give_up(outcome.error());
                 stay();
@@ -285,6 +346,7 @@ Result<control::MigrateAnswer> OutgoingRun::leave(control::MigrateRequest const&
         static_cast<uint64_t>(((leaving->ended != 0 ? leaving->ended : now) - leaving->stopped) / 1000);
     answer.total_ms = static_cast<uint64_t>((now - leaving->begun) / k_ns_per_ms);
     answer.bytes = leaving->bytes;
+    answer.disk_bytes = leaving->disk_bytes;
     answer.rounds = static_cast<uint32_t>(leaving->rounds.size());
     return answer;
 }

@@ -15,6 +15,7 @@
 #include "vmm/machine/incoming_run.hpp"
 #include "vmm/machine/machine.hpp"
 #include "vmm/machine/saved_run.hpp"
+#include "vmm/migrate/disk_sender.hpp"
 #include "vmm/migrate/memory_sender.hpp"
 #include "vmm/migrate/source.hpp"
 
@@ -38,11 +39,13 @@ public:
 
 private:
     struct Leaving; // one migration
+    class RoundProgress;
 
     Result<control::MigrateAnswer> leave(control::MigrateRequest const& request, control::Conversation& with);
     Result<control::SettleAnswer> settle(control::SettleRequest const& request, control::Conversation& with);
     Result<migrate::HelloMessage> describe(bool copy_disks) const;
-    Result<std::vector<std::filesystem::path>> disks_to_copy(bool copy_disks) const;
+    std::vector<migrate::DiskFile> disk_files(bool copy_disks) const;
+    Result<void> send_disks(Leaving& leaving, control::Conversation& with);
     Result<void> send_memory(Leaving& leaving, control::Conversation& with);
     // On the owner's thread, with the guest stopped.
     Result<migrate::Outcome> switch_over(Leaving& leaving);

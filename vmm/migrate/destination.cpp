@@ -126,45 +126,59 @@ Result<void> Destination::greet(Bytes hello) {
 }
 
 Result<void> Destination::begin_file(FileMessage const& message) {
+    if (m_parted.contains({message.disk, message.name}))
+        return make_error(ErrorCode::Corrupt, "the other host sends a file twice that comes in parts");
+    if (message.in_parts) return begin_parts(message);
+    if (message.disk != 0) return make_error(ErrorCode::Corrupt, "the other host sends a disk, and not in parts");
     m_file_left = message.size;
-    m_in_file = true;
+    TRY(m_home->begin_file(message.name));
+    return m_file_left == 0 ? m_home->end_file() : Result<void>();
+}
+
+Result<void> Destination::begin_parts(FileMessage const& message) {
+    std::filesystem::path path;
     if (message.disk == 0) {
-        TRY(m_home->begin_file(message.name));
+        path = TRY(m_home->place_of(message.name));
     } else {
         size_t const number = message.disk - 1;
         if (number >= m_hello.disks.size() || !m_hello.disks[number].copied)
             return make_error(ErrorCode::Corrupt, "the other host sends disk {}, which it did not announce", number);
-        m_disk_path = TRY(m_options.place_disk(number, m_hello.disks[number]));
-        m_disk_file = TRY(open_file(m_disk_path, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW));
-        m_made_disks.push_back(m_disk_path);
-        if (m_disk_path != m_hello.disks[number].path) m_places[number] = m_disk_path;
-        m_disk_at = 0;
+        path = TRY(m_options.place_disk(number, m_hello.disks[number]));
     }
-    return m_file_left == 0 ? end_file() : Result<void>();
+    auto file = TRY(PartedFile::create(path, message.size, message.reserve));
+    m_parted.emplace(std::pair(message.disk, message.name), std::move(file));
+    if (message.disk == 0) return {};
+    m_made_disks.push_back(path);
+    if (path != m_hello.disks[message.disk - 1].path) m_places[message.disk - 1] = path;
+    return {};
+}
+
+Result<void> Destination::begin_part(FilePartMessage const& message) {
+    auto const found = m_parted.find({message.disk, message.name});
+    if (found == m_parted.end() || message.offset > found->second.size() ||
+        message.size > found->second.size() - message.offset)
+        return make_error(ErrorCode::Corrupt, "the other host sends a part of a file that does not have it");
+    if (message.zeros) return found->second.zero(message.offset, message.size);
+    m_part_of = &found->second;
+    m_part_at = message.offset;
+    m_file_left = message.size;
+    return {};
 }
 
 Result<void> Destination::take_file_data(Bytes bytes) {
-    if (!m_in_file || bytes.empty() || bytes.size() > m_file_left)
+    if (bytes.empty() || bytes.size() > m_file_left)
         return make_error(ErrorCode::Corrupt, "the other host sends more of a file than it has");
-    if (m_disk_file.valid()) {
-        // Of what is zeros, no blocks are made.
-        bool const zeros = std::all_of(bytes.begin(), bytes.end(), [](std::byte b) { return b == std::byte{0}; });
-        if (!zeros) TRY(pwrite_all(m_disk_file.get(), bytes, m_disk_at, m_disk_path));
-        m_disk_at += bytes.size();
-    } else {
-        TRY(m_home->append(bytes));
-    }
+    TRY(m_part_of ? m_part_of->write(m_part_at, bytes) : m_home->append(bytes));
+    m_part_at += bytes.size();
     m_file_left -= bytes.size();
-    return m_file_left == 0 ? end_file() : Result<void>();
+    if (m_file_left > 0) return {};
+    return std::exchange(m_part_of, nullptr) ? Result<void>() : m_home->end_file();
 }
 
-Result<void> Destination::end_file() {
-    m_in_file = false;
-    if (!m_disk_file.valid()) return m_home->end_file();
-    if (::ftruncate(m_disk_file.get(), static_cast<off_t>(m_disk_at)) != 0 || ::fsync(m_disk_file.get()) != 0)
-        return errno_error(errno, fmt::format("cannot write {}", m_disk_path.native()));
-    m_disk_file.reset();
-    return sync_folder(m_disk_path.parent_path());
+// While the guest runs, too: then there is little left for when it stands still.
+Result<void> Destination::sync_parts() {
+    for (auto& [name, file] : m_parted) TRY(file.sync());
+    return {};
 }
 
 Result<void> Destination::receive_unguarded() {
@@ -172,7 +186,7 @@ Result<void> Destination::receive_unguarded() {
     m_stage = Stage::Receiving;
     for (size_t files = 0;;) {
         auto const frame = TRY(m_stream->receive());
-        if (m_in_file && frame.type != MessageType::FileData)
+        if (m_file_left > 0 && frame.type != MessageType::FileData)
             return make_error(ErrorCode::Corrupt, "the other host did not send all of a file");
         switch (frame.type) {
         case MessageType::File: {
@@ -181,8 +195,16 @@ Result<void> Destination::receive_unguarded() {
             TRY(begin_file(message));
             break;
         }
+        case MessageType::FilePart: {
+            auto const message = TRY(decode_file_part(frame.body));
+            TRY(begin_part(message));
+            break;
+        }
         case MessageType::FileData: TRY(take_file_data(frame.body)); break;
-        case MessageType::Memory: TRY(m_memory->take(frame.body)); break;
+        case MessageType::Memory:
+            TRY(sync_parts());
+            TRY(m_memory->take(frame.body));
+            break;
         case MessageType::State:
             if (m_state.size() + frame.body.size() > k_max_state)
                 return make_error(ErrorCode::Corrupt, "the other host sends too large a machine");
@@ -192,6 +214,8 @@ Result<void> Destination::receive_unguarded() {
             m_prepare = TRY(decode_prepare(frame.body));
             if (m_prepare.state_size != m_state.size())
                 return make_error(ErrorCode::Corrupt, "the other host did not send all of the machine's state");
+            TRY(sync_parts());
+            m_parted.clear();
             return m_memory->finish(m_prepare.memory);
         default:
             return make_error(ErrorCode::Corrupt, "the other host said {} where files and memory were to come",

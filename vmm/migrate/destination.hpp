@@ -12,6 +12,7 @@
 #include "vmm/home/incoming_home.hpp"
 #include "vmm/home/migration_journal.hpp"
 #include "vmm/migrate/memory_receiver.hpp"
+#include "vmm/migrate/parted_file.hpp"
 #include "vmm/migrate/source.hpp"
 
 namespace coffer::vmm::migrate {
@@ -74,8 +75,10 @@ private:
     Result<void> greet_unguarded(Bytes hello);
     Result<void> receive_unguarded();
     Result<void> begin_file(FileMessage const& message);
+    Result<void> begin_parts(FileMessage const& message);
+    Result<void> begin_part(FilePartMessage const& message);
     Result<void> take_file_data(Bytes bytes);
-    Result<void> end_file();
+    Result<void> sync_parts();
     Result<void> check_disks() const;
     Result<void> may_use_disk(std::filesystem::path const& path) const;
     Result<void> check_configuration(VmConfig const& config) const;
@@ -96,12 +99,11 @@ private:
     ByteVector m_state;
     PrepareMessage m_prepare;
     Stage m_stage = Stage::Empty;
-    // The file that is being received.
+    // The file that is being received, or a part of one.
     uint64_t m_file_left = 0;
-    bool m_in_file = false;
-    UniqueFd m_disk_file;
-    std::filesystem::path m_disk_path;
-    uint64_t m_disk_at = 0;
+    PartedFile* m_part_of = nullptr;
+    uint64_t m_part_at = 0;
+    std::map<std::pair<uint32_t, std::string>, PartedFile> m_parted; // as FileMessage names them
     std::vector<std::filesystem::path> m_made_disks;
     std::map<size_t, std::filesystem::path> m_places; // of disks that are not where they were
 };

@@ -42,6 +42,7 @@ size_t max_body(MessageType type) noexcept {
     case MessageType::Welcome:
     case MessageType::Proof:
     case MessageType::File:
+    case MessageType::FilePart:
     case MessageType::Prepare:
     case MessageType::Ready:
     case MessageType::Go:
@@ -116,6 +117,16 @@ Result<FileMessage> decode_file(Bytes body) {
     TRY(decode_fields(body, message));
     bool const named = message.disk == 0 ? is_home_file_name(message.name) : message.name.empty();
     if (!named || message.size > k_max_file || message.disk > k_max_disks) return malformed();
+    return message;
+}
+
+Result<FilePartMessage> decode_file_part(Bytes body) {
+    FilePartMessage message;
+    TRY(decode_fields(body, message));
+    bool const named = message.disk == 0 ? is_home_file_name(message.name) : message.name.empty();
+    if (!named || message.disk > k_max_disks || message.size == 0 || message.size > k_max_file ||
+        message.offset > k_max_file - message.size)
+        return malformed();
     return message;
 }
 

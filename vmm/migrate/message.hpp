@@ -56,6 +56,7 @@ enum class MessageType : uint16_t {
     Failure = 15,  // either: what went wrong, or that it was given up; the sender is about to close
     Ask = 16,      // S, in place of Hello: what became of a migration?
     Standing = 17, // D: this
+    FilePart = 18, // S: of a file that comes in parts; FileData follows, or it is zeros
 };
 
 struct ChannelMessage {
@@ -149,15 +150,37 @@ struct ProofMessage {
 
 struct FileMessage {
     static constexpr MessageType k_type = MessageType::File;
-    uint32_t disk = 0; // 0: a file of the home; else one more than the number of the configuration's disk
-    std::string name;  // of a file of the home
+    uint32_t disk = 0;     // 0: a file of the home; else one more than the number of the configuration's disk
+    std::string name = {}; // of a file of the home
     uint64_t size = 0;
+    bool in_parts = false; // zeros at first, and no FileData follows
+    bool reserve = false;  // of one in parts: all of its blocks are the file's before they are written
 
     template <class V>
     void fields(V& v) {
         v.required(1, disk);
         v.required(2, name);
         v.required(3, size);
+        v.required(4, in_parts);
+        v.required(5, reserve);
+    }
+};
+
+struct FilePartMessage {
+    static constexpr MessageType k_type = MessageType::FilePart;
+    uint32_t disk = 0; // as in FileMessage
+    std::string name = {};
+    uint64_t offset = 0; // bytes
+    uint64_t size = 0;
+    bool zeros = false; // no FileData follows
+
+    template <class V>
+    void fields(V& v) {
+        v.required(1, disk);
+        v.required(2, name);
+        v.required(3, offset);
+        v.required(4, size);
+        v.required(5, zeros);
     }
 };
 
@@ -244,6 +267,7 @@ Result<FrameHeader> decode_header(Bytes header);
 Result<HelloMessage> decode_hello(Bytes body);
 Result<ChannelMessage> decode_channel(Bytes body);
 Result<FileMessage> decode_file(Bytes body);
+Result<FilePartMessage> decode_file_part(Bytes body);
 Result<PrepareMessage> decode_prepare(Bytes body);
 Result<AskMessage> decode_ask(Bytes body);
 Result<StandingMessage> decode_standing(Bytes body);

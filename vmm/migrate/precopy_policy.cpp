@@ -27,13 +27,16 @@ double sending_rate(std::span<PrecopyRound const> rounds) {
     return best;
 }
 
-// Share of pages that go with content, of those sent last: what is written now is likely to be like them.
-Nanoseconds time_for(uint64_t pages, std::span<PrecopyRound const> rounds) {
-    if (pages == 0) return 0;
+uint64_t bytes_left(PrecopyRound const& round) {
+    return round.report.remaining * k_sent_page + round.disk_bytes;
+}
+
+Nanoseconds time_for(uint64_t bytes, std::span<PrecopyRound const> rounds) {
+    if (bytes == 0) return 0;
     double const rate = sending_rate(rounds);
     constexpr double forever = 3600.0 * static_cast<double>(k_ns_per_s);
     if (rate <= 0) return static_cast<Nanoseconds>(forever);
-    double const time = static_cast<double>(pages * k_sent_page) / rate * static_cast<double>(k_ns_per_s);
+    double const time = static_cast<double>(bytes) / rate * static_cast<double>(k_ns_per_s);
     return static_cast<Nanoseconds>(std::min(time, forever));
 }
 
@@ -43,7 +46,7 @@ size_t rounds_without_progress(std::span<PrecopyRound const> rounds) {
     size_t count = 0;
     for (size_t i = rounds.size(); i-- > 1;) {
         if (rounds[i].throttle != throttle) break;
-        if (rounds[i].report.remaining < rounds[i - 1].report.remaining / 4 * 3) break;
+        if (bytes_left(rounds[i]) < bytes_left(rounds[i - 1]) / 4 * 3) break;
         ++count;
     }
     return count;
@@ -56,7 +59,7 @@ PrecopyDecision decide_precopy(PrecopyGoals const& goals, std::span<PrecopyRound
     auto const& last = rounds.back();
     PrecopyDecision decision;
     decision.throttle = last.throttle;
-    decision.expected_downtime = time_for(last.report.remaining, rounds);
+    decision.expected_downtime = time_for(bytes_left(last), rounds);
     if (decision.expected_downtime <= goals.downtime) {
         decision.next = PrecopyNext::SwitchOver;
         decision.reason = "little is left";

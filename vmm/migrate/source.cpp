@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <fcntl.h>
-#include <sys/stat.h>
 
 #include "base/log.hpp"
 #include "crypto/random.hpp"
@@ -29,32 +28,21 @@ Result<std::vector<HomeFileOnDisk>> files_to_send(fs::path const& folder) {
     return files;
 }
 
-// How a file of the home changes.
-enum class Kind {
-    Replaced,       // as a whole, while the VM runs
-    Once,           // never, once it is there; requests that make or drop such files wait until a migration is over
-    WrittenInPlace, // all the time: it holds still with the guest stopped
-};
-
 constexpr size_t k_max_replaced = size_t{72} << 20; // with headers and tags
 
-Kind kind_of(std::string_view name) {
-    if (name == home_spec::k_keys_file) return Kind::Replaced;
+// Whether a file is replaced as a whole while the VM runs. All others but the disks' are whole when they come to be;
+// requests that make or drop such files wait until a migration is over.
+bool is_replaced(std::string_view name) {
+    if (name == home_spec::k_keys_file) return true;
     for (size_t i = 0; i < k_home_file_count; ++i)
-        if (name == file_name(static_cast<HomeFile>(i))) return Kind::Replaced;
-    // Copies of disks that belong to snapshots (docs/formats/snapshot.md) are whole before they are named.
-    return is_further_name(name) || name.starts_with("saved-") ? Kind::Once : Kind::WrittenInPlace;
-}
-
-Result<struct stat> look_at(fs::path const& path) {
-    struct stat info {};
-    if (::stat(path.c_str(), &info) != 0) return errno_error(errno, fmt::format("cannot look at {}", path.native()));
-    return info;
+        if (name == file_name(static_cast<HomeFile>(i))) return true;
+    return false;
 }
 
 } // namespace
 
-Result<Source> Source::begin(HomeSession& home, Stream& stream, Peer peer, HelloMessage machine) {
+Result<Source> Source::begin(HomeSession& home, Stream& stream, Peer peer, HelloMessage machine,
+                             std::set<std::string> disk_files) {
     if (!home.encrypted())
         return make_error(ErrorCode::Unsupported,
                           "VM '{}' has an unencrypted home: nothing could prove that the other host may have it. "
@@ -67,7 +55,7 @@ Result<Source> Source::begin(HomeSession& home, Stream& stream, Peer peer, Hello
         TRY(read_file(home.location().folder() / home_spec::k_keys_file,
                       home_spec::keys::k_prefix_size + home_spec::keys::k_max_header + home_spec::keys::k_max_sealed));
     TRY(crypto::random_bytes(machine.nonce));
-    return Source(home, stream, std::move(peer), std::move(machine));
+    return Source(home, stream, std::move(peer), std::move(machine), std::move(disk_files));
 }
 
 Result<void> Source::greet() {
@@ -102,27 +90,26 @@ Result<void> Source::send_file(FileMessage const& message, fs::path const& path,
     return {};
 }
 
-Result<void> Source::send_home(bool stopped, Progress const& progress) {
+Result<void> Source::send_home(Progress const& progress) {
     auto const folder = m_home.location().folder();
     uint64_t total = 0;
     std::vector<std::pair<std::string, Sent>> wanted;
     for (auto const& [name, size] : TRY(files_to_send(folder))) {
-        auto const kind = kind_of(name);
-        if (kind == Kind::WrittenInPlace && !stopped) continue;
+        if (m_disk_files.contains(name)) continue;
         Sent now;
         now.size = size;
-        if (kind == Kind::Replaced) {
+        if (is_replaced(name)) {
             auto const content = TRY(read_file(folder / name, k_max_replaced));
             now.digest = TRY(crypto::sha256({content}));
         }
         auto const before = m_sent.find(name);
-        if (kind != Kind::WrittenInPlace && before != m_sent.end() && before->second == now) continue;
+        if (before != m_sent.end() && before->second == now) continue;
         total += now.size;
         wanted.emplace_back(name, now);
     }
     uint64_t done = 0;
     for (auto const& [name, now] : wanted) {
-        TRY(send_file({0, name, now.size}, folder / name, [&](uint64_t bytes) {
+        TRY(send_file({.name = name, .size = now.size}, folder / name, [&](uint64_t bytes) {
             done += bytes;
             if (progress.files) progress.files(done, total);
         }));
@@ -133,20 +120,14 @@ Result<void> Source::send_home(bool stopped, Progress const& progress) {
 }
 
 Result<void> Source::send_files(Progress const& progress) {
-    return send_home(false, progress);
+    return send_home(progress);
 }
 
-Result<void> Source::prepare(Bytes state, crypto::Digest const& memory, std::vector<fs::path> const& disks,
-                             Progress const& progress) {
+Result<void> Source::prepare(Bytes state, crypto::Digest const& memory) {
     // What is on the disk is authentic and of one moment, and no writing is owed.
     auto const stored = m_home.stored();
     if (!stored) return stored.error();
-    TRY(send_home(true, progress));
-    for (size_t i = 0; i < disks.size(); ++i) {
-        if (disks[i].empty()) continue;
-        auto const info = TRY(look_at(disks[i]));
-        TRY(send_file({static_cast<uint32_t>(i + 1), "", static_cast<uint64_t>(info.st_size)}, disks[i], {}));
-    }
+    TRY(send_home({}));
     for (size_t at = 0; at < state.size(); at += k_max_chunk)
         TRY(m_stream.send(MessageType::State, state.subspan(at, std::min(k_max_chunk, state.size() - at))));
     auto const header = m_home.header();

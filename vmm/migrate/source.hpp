@@ -7,6 +7,7 @@
 #pragma once
 
 #include <map>
+#include <set>
 #include <string>
 
 #include "vmm/home/home_session.hpp"
@@ -34,22 +35,23 @@ public:
         std::function<void(uint64_t done, uint64_t total)> files = {}; // bytes
     };
 
-    // `machine` is the Hello without what this class knows: identity, keys, nonce.
-    static Result<Source> begin(HomeSession& home, Stream& stream, Peer peer, HelloMessage machine);
+    // `machine` is the Hello without what this class knows: identity, keys, nonce. `disk_files` are the home's files
+    // that a DiskSender sends, because the guest writes them.
+    static Result<Source> begin(HomeSession& home, Stream& stream, Peer peer, HelloMessage machine,
+                                std::set<std::string> disk_files = {});
 
     Uuid const& id() const noexcept { return m_hello.migration; }
 
     // Both ends prove that they have the key, and the destination says that it takes the VM. Nothing of the VM but
     // `keys` has moved.
     Result<void> greet();
-    // The home's files, while the guest runs; what changes all the time, or afterwards, is sent by prepare().
+    // The home's files, while the guest runs; what changed since is sent by prepare().
     Result<void> send_files(Progress const& progress);
     Result<void> send_memory(Bytes batch) { return m_stream.send(MessageType::Memory, batch); }
 
     // With the guest stopped, devices drained and all that it was told is stored, stored. Sends the rest; the
     // destination has all of it, durable, and is about to start it. After an error the VM is here, as it was.
-    Result<void> prepare(Bytes state, crypto::Digest const& memory, std::vector<std::filesystem::path> const& disks,
-                         Progress const& progress);
+    Result<void> prepare(Bytes state, crypto::Digest const& memory);
     // This host lets go, durably; then the destination may start. An error is StillHere's.
     Result<Outcome> hand_over();
 
@@ -57,14 +59,15 @@ public:
     void give_up(Error const& error) noexcept;
 
 private:
-    Source(HomeSession& home, Stream& stream, Peer peer, HelloMessage hello)
-        : m_home(home), m_stream(stream), m_peer(std::move(peer)), m_hello(std::move(hello)) {}
+    Source(HomeSession& home, Stream& stream, Peer peer, HelloMessage hello, std::set<std::string> disk_files)
+        : m_home(home), m_stream(stream), m_peer(std::move(peer)), m_hello(std::move(hello)),
+          m_disk_files(std::move(disk_files)) {}
     struct Sent {
         uint64_t size = 0;
         crypto::Digest digest{}; // of files that are replaced while the VM runs
         bool operator==(Sent const&) const = default;
     };
-    Result<void> send_home(bool stopped, Progress const& progress);
+    Result<void> send_home(Progress const& progress);
     Result<void> send_file(FileMessage const& message, std::filesystem::path const& path,
                            std::function<void(uint64_t)> const& advance);
     OutgoingMigration entry(OutgoingState state) const;
@@ -73,6 +76,7 @@ private:
     Stream& m_stream;
     Peer m_peer;
     HelloMessage m_hello;
+    std::set<std::string> m_disk_files;
     std::map<std::string, Sent> m_sent;
 };
 

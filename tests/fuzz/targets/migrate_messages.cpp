@@ -37,6 +37,11 @@ extern "C" int LLVMFuzzerTestOneInput(uint8_t const* data, size_t size) {
                 COFFER_ASSERT(file->name != "lock");
             }
             break;
+        case migrate::MessageType::FilePart:
+            if (auto part = migrate::decode_file_part(body)) {
+                COFFER_ASSERT(part->name.find('/') == std::string::npos && part->offset <= UINT64_MAX - part->size);
+            }
+            break;
         case migrate::MessageType::Memory: (void)vmm::decode_batch(body, 256).has_value(); break;
         case migrate::MessageType::State: (void)vmm::decode_machine_state(body).has_value(); break;
         case migrate::MessageType::Prepare: (void)migrate::decode_prepare(body).has_value(); break;

@@ -11,8 +11,10 @@
 #include <sys/socket.h>
 #include <sys/wait.h>
 
+#include "devices/storage/raw_disk.hpp"
 #include "tests/unit/home/home_fixture.hpp"
 #include "vmm/migrate/destination.hpp"
+#include "vmm/migrate/disk_sender.hpp"
 
 namespace coffer::vmm::migrate::tests {
 
@@ -120,16 +122,26 @@ public:
             machine.version = "test";
             machine.backend = "soft";
             machine.platform = {k_pages * 4096, 1, 1, false, {}};
-            std::vector<std::filesystem::path> disks;
+            std::vector<DiskFile> disks;
+            std::unique_ptr<TrackedFile> disk;
             if (!m_disk.empty() && !m_conceals_disk) {
                 machine.platform.disk_sizes = {std::filesystem::file_size(m_disk)};
                 machine.disks = {{m_disk.native(), machine.platform.disk_sizes[0], false, false, true}};
-                disks = {m_disk};
+                auto image = TRY(devices::RawDisk::open(m_disk, {}));
+                disk = std::make_unique<TrackedFile>(std::move(image), m_disk);
+                disks.push_back({{.disk = 1, .size = disk->size()}, m_disk, &disk->dirty()});
             }
             auto source = TRY(Source::begin(**home, stream, peer("destination"), std::move(machine)));
             auto done = [&]() -> Result<void> {
                 TRY(source.greet());
                 TRY(source.send_files({}));
+                auto sender = TRY(DiskSender::create(stream, std::move(disks), {}));
+                TRY(sender->send_round());
+                if (disk) TRY(write_disk(*disk));
+                TRY(sender->send_round());
+                if (disk) TRY(disk->write(disk->size() - 512, ByteVector(512, std::byte{0xEE})));
+                TRY(sender->send_round());
+                if (sender->remaining() != 0) return make_error(ErrorCode::Internal, "a written block is left");
                 commit(2); // the guest runs, and its TPM with it
                 auto const memory = guest_memory();
                 std::array<PageRun, 1> const run{{{0, k_pages}}};
@@ -139,7 +151,7 @@ public:
                 TRY(source.send_memory(batch));
                 commit(3);
                 auto const digest = TRY(crypto::sha256({crypto::Digest{}, batch}));
-                return source.prepare(machine_state(), digest, disks, {});
+                return source.prepare(machine_state(), digest);
             }();
             if (!done) {
                 source.give_up(done.error());
@@ -154,6 +166,13 @@ public:
         told().runs_here = true;
         commit(10);
         return told().tpm == 10 ? 0 : 2;
+    }
+
+    // As a guest does while its disk is copied.
+    static Result<void> write_disk(devices::BlockBackend& disk) {
+        TRY(disk.write(512, ByteVector(1024, std::byte{0xAA})));
+        TRY(disk.write_zeroes(64 << 10, 128 << 10));       // where there was something
+        return disk.write(2 << 20, ByteVector(300 << 10)); // zeros, too
     }
 
     // The destination's process, for one connection.

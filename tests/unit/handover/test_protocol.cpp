@@ -54,6 +54,86 @@ TEST(MigrationProtocol, CopiesDisks) {
     EXPECT_EQ((*there)->config().memory, world.config().memory);
 }
 
+// Files that come in parts come whole, or not at all.
+class Parts : public testing::Test {
+protected:
+    // What the destination says to these messages, after a greeting.
+    Error say(std::function<Result<void>(Stream&)> const& messages) {
+        World::Wire wire;
+        std::thread source([&] {
+            auto home = m_world.source().open("vm");
+            Stream stream(std::move(wire.source));
+            HelloMessage machine;
+            machine.platform = {k_pages * 4096, 1, 1, false, {4096, 4096}};
+            machine.disks = {{"/a/disk", 4096, false, false, true}, {"", 4096, false, true, false}};
+            auto begun = Source::begin(**home, stream, World::peer("destination"), machine);
+            ASSERT_TRUE(begun->greet());
+            ASSERT_TRUE(messages(stream));
+            ASSERT_FALSE(stream.receive()); // until it is over there
+        });
+        auto stream = std::make_unique<Stream>(std::move(wire.destination));
+        auto hello = stream->expect(MessageType::Hello);
+        Destination::Options options;
+        ByteVector memory(k_pages * 4096);
+        options.check_machine = [&](HelloMessage const&) -> Result<std::vector<MutBytes>> {
+            return std::vector<MutBytes>{memory};
+        };
+        options.open_key = m_world.key_opener();
+        options.place_disk = [&](size_t, HelloDisk const&) -> Result<std::filesystem::path> {
+            return m_folder.path() / "disk";
+        };
+        Result<void> received;
+        {
+            Destination destination(m_world.destination_root(), std::move(stream), World::peer("source"), options);
+            EXPECT_TRUE(destination.greet(*hello));
+            received = destination.receive();
+        }
+        source.join();
+        EXPECT_FALSE(received);
+        EXPECT_FALSE(std::filesystem::exists(m_folder.path() / "disk"));
+        return received ? make_error(ErrorCode::Internal, "taken") : received.error();
+    }
+    coffer::tests::TempFolder m_folder;
+    World m_world;
+};
+
+TEST_F(Parts, AreRefusedWhereTheyDoNotFit) {
+    FileMessage const disk{.disk = 1, .size = 4096, .in_parts = true};
+    auto after_disk = [&](auto const& message) {
+        return [&disk, message](Stream& stream) -> Result<void> {
+            TRY(stream.send(disk));
+            return stream.send(message);
+        };
+    };
+    auto refused = [&](std::function<Result<void>(Stream&)> const& messages, std::string_view what) {
+        auto const error = say(messages);
+        EXPECT_EQ(error.code(), ErrorCode::Corrupt) << what << ": " << error.message();
+    };
+    refused(after_disk(FilePartMessage{.disk = 1, .offset = 4096, .size = 1}), "behind the end");
+    refused(after_disk(FilePartMessage{.disk = 1, .offset = 512, .size = 4096, .zeros = true}), "over the end");
+    refused(after_disk(FilePartMessage{.disk = 2, .offset = 0, .size = 512}), "of another");
+    refused(after_disk(FilePartMessage{.name = "config", .offset = 0, .size = 512}), "of what is not in parts");
+    refused(after_disk(disk), "twice");
+    refused(after_disk(FileMessage{.disk = 2, .size = 4096, .in_parts = true}), "not announced");
+    refused(after_disk(FileMessage{.disk = 3, .size = 4096, .in_parts = true}), "no such disk");
+    refused(after_disk(FileMessage{.disk = 1, .size = 4096}), "twice, and whole");
+    refused([](Stream& stream) { return stream.send(FileMessage{.disk = 1, .size = 4096}); }, "a disk, whole");
+    refused(
+        [&](Stream& stream) -> Result<void> {
+            TRY(stream.send(disk));
+            TRY(stream.send(FilePartMessage{.disk = 1, .offset = 512, .size = 512}));
+            return stream.send(MessageType::FileData, ByteVector(1024));
+        },
+        "more than the part");
+    refused(
+        [&](Stream& stream) -> Result<void> {
+            TRY(stream.send(disk));
+            TRY(stream.send(FilePartMessage{.disk = 1, .offset = 512, .size = 512}));
+            return stream.send(FilePartMessage{.disk = 1, .offset = 0, .size = 512});
+        },
+        "before the part was there");
+}
+
 // What is there is no place for a copy: nothing is replaced, and the VM stays.
 TEST(MigrationProtocol, ReplacesNoDisk) {
     World world(true);
@@ -119,7 +199,7 @@ TEST(MigrationProtocol, MovesThereAndBack) {
         ByteVector batch;
         encode_batch_head(batch, batch_spec::k_zeros, 0, run);
         ASSERT_TRUE(source->send_memory(batch));
-        auto prepared = source->prepare(machine_state(), *crypto::sha256({crypto::Digest{}, batch}), {}, {});
+        auto prepared = source->prepare(machine_state(), *crypto::sha256({crypto::Digest{}, batch}));
         ASSERT_TRUE(prepared) << prepared.error().message();
         auto outcome = source->hand_over();
         ASSERT_TRUE(outcome) << outcome.error().message();

@@ -98,6 +98,29 @@ TEST(PrecopyPolicy, RoundsAreLimited) {
     EXPECT_EQ(decision.next, PrecopyNext::GiveUp);
 }
 
+// What is left of the disks is sent in the same pause, over the same path.
+TEST(PrecopyPolicy, DisksTakeTimeToo) {
+    std::vector<PrecopyRound> rounds;
+    auto add = [&](uint64_t disk_bytes) {
+        RoundReport report{.pages = 262144, .bytes = 262144 * k_page_bytes, .remaining = 10, .duration = k_ns_per_s};
+        rounds.push_back({report, rounds.empty() ? 0 : rounds.back().throttle, disk_bytes});
+        auto decision = decide_precopy({}, rounds);
+        rounds.back().throttle = decision.throttle;
+        return decision;
+    };
+    EXPECT_EQ(add(0).next, PrecopyNext::SwitchOver);
+    rounds.clear();
+    auto decision = add(uint64_t{512} << 20);
+    EXPECT_EQ(decision.next, PrecopyNext::Round);
+    EXPECT_NEAR(static_cast<double>(decision.expected_downtime), 0.5e9, 0.01e9);
+    EXPECT_EQ(add(uint64_t{16} << 20).next, PrecopyNext::SwitchOver);
+    // A guest that writes them all the while is held back.
+    rounds.clear();
+    for (int i = 0; i < 3; ++i) decision = add(uint64_t{512} << 20);
+    EXPECT_EQ(decision.next, PrecopyNext::Round);
+    EXPECT_GT(decision.throttle, 0U);
+}
+
 TEST(PrecopyPolicy, NumbersAtTheirEnds) {
     // Nothing was measured: no rate, no time. The estimate is finite, and nobody divides by zero.
     PrecopyRound empty{};
