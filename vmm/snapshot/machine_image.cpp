@@ -12,6 +12,7 @@
 
 #include "crypto/mac.hpp"
 #include "crypto/secret.hpp"
+#include "vmm/snapshot/direct_file.hpp"
 #include "vmm/snapshot/image_cipher.hpp"
 
 namespace coffer::vmm {
@@ -20,7 +21,8 @@ namespace {
 
 namespace spec = image_spec;
 
-constexpr size_t k_batch = 16; // clusters that are written by one call
+constexpr size_t k_batch = 8;                  // clusters that a thread takes at once
+constexpr unsigned k_waiting_for_the_disk = 4; // threads, besides those that encrypt
 
 uint64_t clusters_for(uint64_t size) noexcept {
     return (size + spec::k_cluster - 1) / spec::k_cluster;
@@ -43,7 +45,7 @@ struct Job {
     std::span<Bytes const> memory;
     ImageWriting const& to;
     ImageOptions const& options;
-    int fd;
+    DirectFile& file;
     uint64_t clusters;
     uint64_t content_size;
 
@@ -63,7 +65,6 @@ struct Job {
     }
 
     std::atomic<uint64_t> next{0};
-    std::atomic<uint64_t> end_of_file{home_spec::data::k_header_size};
     std::atomic<uint64_t> done{0};
     std::atomic<bool> stop{false};
     std::vector<ImageEntry> table{};
@@ -90,9 +91,9 @@ public:
     Result<void> run(std::function<void()> const& after_batch) {
         while (!m_job.stop) {
             uint64_t first = m_job.next.fetch_add(k_batch);
-            if (first >= m_job.clusters) return {};
+            if (first >= m_job.clusters) return write_out();
             uint64_t last = std::min(first + k_batch, m_job.clusters);
-            TRY(pack(first, last));
+            for (uint64_t number = first; number < last; ++number) TRY(pack(number));
             m_job.done += (last - first) * spec::k_cluster;
             if (after_batch) after_batch();
         }
@@ -100,30 +101,28 @@ public:
     }
 
 private:
-    Result<void> pack(uint64_t first, uint64_t last) {
-        m_out.clear();
-        struct Placed {
-            uint64_t cluster;
-            size_t at;
-        };
-        std::vector<Placed> placed;
-        for (uint64_t number = first; number < last; ++number) {
-            Bytes content = m_job.content(number);
-            uint16_t pages = pages_in_use(content);
-            if (pages == 0) continue;
-            uint16_t flags = 0;
-            Bytes plain = choose_form(content, pages, flags);
-            size_t at = m_out.size();
-            m_out.resize(at + plain.size());
-            MutBytes stored = MutBytes(m_out).subspan(at);
-            auto tag = TRY(m_cipher.seal(number, plain, stored));
-            m_job.table[number] = {0, static_cast<uint32_t>(stored.size()), pages, flags, tag};
-            placed.push_back({number, at});
-        }
+    Result<void> pack(uint64_t number) {
+        Bytes content = m_job.content(number);
+        uint16_t pages = pages_in_use(content);
+        if (pages == 0) return {};
+        uint16_t flags = 0;
+        Bytes plain = choose_form(content, pages, flags);
+        if (!m_out.has_room(plain.size())) TRY(write_out());
+        m_placed.push_back({number, m_out.size()});
+        auto tag = TRY(m_cipher.seal(number, plain, m_out.add(plain.size())));
+        m_job.table[number] = {0, static_cast<uint32_t>(plain.size()), pages, flags, tag};
+        return {};
+    }
+
+    Result<void> write_out() {
         if (m_out.empty()) return {};
-        uint64_t at = m_job.end_of_file.fetch_add(m_out.size());
-        for (auto const& one : placed) m_job.table[one.cluster].offset = at + one.at;
-        return pwrite_all(m_job.fd, m_out, at, m_job.to.path);
+        Bytes bytes = m_out.padded();
+        uint64_t const at = m_job.file.place(bytes.size());
+        for (auto const& one : m_placed) m_job.table[one.cluster].offset = at + one.at;
+        TRY(m_job.file.write(bytes, at));
+        m_placed.clear();
+        m_out.clear();
+        return {};
     }
 
     // The pages in use one behind the other, compressed where that is wanted and makes them smaller.
@@ -155,12 +154,17 @@ private:
     ClusterCipher m_cipher;
     ByteVector m_packed;
     ByteVector m_compressed;
-    ByteVector m_out;
+    WriteBuffer m_out;
+    struct Placed {
+        uint64_t cluster;
+        size_t at; // in m_out
+    };
+    std::vector<Placed> m_placed;
 };
 
 unsigned thread_count(ImageOptions const& options) {
     if (options.threads != 0) return options.threads;
-    return std::clamp(std::thread::hardware_concurrency(), 1U, 4U);
+    return std::clamp(std::thread::hardware_concurrency(), 1U, 4U) + k_waiting_for_the_disk;
 }
 
 Result<void> pack_all(Job& job) {
@@ -197,18 +201,18 @@ Result<ImageRoot> write_machine_image(ImageWriting const& to, Bytes state, std::
     if (state.size() > spec::k_max_state || memory_size > spec::k_max_memory)
         return make_error(ErrorCode::Unsupported, "a machine with {} bytes of state and {} of memory cannot be saved",
                           state.size(), memory_size);
-    auto file = TRY(open_file(to.path, O_WRONLY | O_CREAT | O_TRUNC));
+    auto file = TRY(DirectFile::create(to.path, home_spec::data::k_header_size));
     Job job{.state = state,
             .memory = memory,
             .to = to,
             .options = options,
-            .fd = file.get(),
+            .file = *file,
             .clusters = clusters_for(state.size()) + clusters_for(memory_size),
             .content_size = state.size() + memory_size};
     job.table.resize(job.clusters);
     TRY(pack_all(job));
     auto table = encode_image_table(job.table);
-    TRY(pwrite_all(file.get(), table, job.end_of_file, to.path));
+    uint64_t const table_at = TRY(file->finish(table));
 
     ImageRoot root;
     root.digest = TRY(crypto::sha256({table}));
@@ -218,7 +222,7 @@ Result<ImageRoot> write_machine_image(ImageWriting const& to, Bytes state, std::
     store_le<uint32_t>(root.own, spec::k_cluster_size_at, spec::k_cluster);
     store_le<uint64_t>(root.own, spec::k_state_size_at, state.size());
     store_le<uint64_t>(root.own, spec::k_memory_size_at, memory_size);
-    store_le<uint64_t>(root.own, spec::k_table_at, job.end_of_file.load());
+    store_le<uint64_t>(root.own, spec::k_table_at, table_at);
     store_le<uint64_t>(root.own, spec::k_cluster_count_at, job.clusters);
     return root;
 }

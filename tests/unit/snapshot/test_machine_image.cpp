@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include <fcntl.h>
+
 namespace coffer::vmm::tests {
 namespace {
 
@@ -51,7 +53,8 @@ TEST_P(MachineImage, GivesBackWhatWasWritten) {
 }
 
 // Bits all over the file: in header, table, and every kind of cluster. The table's and header's are found when the
-// image is opened, the others when their cluster is read, and none goes unseen.
+// image is opened, the others when their cluster is read, and none goes unseen but what fills up a page behind
+// compressed clusters, which nothing reads.
 TEST_P(MachineImage, EveryFlippedBitIsFound) {
     auto home = m_host.open("vm");
     ASSERT_TRUE(home);
@@ -60,10 +63,26 @@ TEST_P(MachineImage, EveryFlippedBitIsFound) {
     std::array<Bytes, 1> parts{ram.bytes()};
     write(**home, ByteVector(5000, std::byte{0x77}), parts, options());
     auto good = content(image_path());
+    auto opened = (*home)->open_image(k_image_name);
+    ASSERT_TRUE(opened);
+    auto fd = *open_file(image_path(), O_RDONLY);
+    auto table = read_image_table(fd.get(), *opened);
+    ASSERT_TRUE(table);
+    std::vector<bool> means_something(good.size());
+    auto mark = [&](uint64_t from, uint64_t size) {
+        std::fill_n(means_something.begin() + static_cast<std::ptrdiff_t>(from), size, true);
+    };
+    mark(0, home_spec::data::k_header_size);
+    for (auto const& entry : table->entries)
+        if (entry.pages != 0) mark(entry.offset, entry.size);
+    mark(table->at, good.size() - table->at);
+    auto const filling = static_cast<size_t>(std::ranges::count(means_something, false));
+    EXPECT_LT(filling, options().compress ? options().threads * 4096 : 1U);
     std::mt19937 random(3);
     unsigned missed = 0;
     for (unsigned i = 0; i < 160; ++i) {
         size_t at = i < 40 ? random() % 4096 : i < 80 ? good.size() - 1 - random() % 512 : random() % good.size();
+        if (!means_something[at]) continue;
         auto changed = good;
         changed[at] ^= static_cast<std::byte>(1U << random() % 8);
         put(image_path(), changed);
