@@ -59,10 +59,10 @@ Result<std::unique_ptr<HomeSession>> IncomingRun::take(Bytes hello) {
     return home;
 }
 
-Result<void> IncomingRun::configure(PlatformConfig& config) const {
+Result<void> IncomingRun::configure(PlatformConfig& config) {
     if (config.variables != m_state->variables || (config.tpm && config.tpm->state != m_state->tpm_permanent))
         return make_error(ErrorCode::Corrupt, "the machine that came and its home are not of one moment");
-    config.firmware_code = m_state->firmware_code;
+    config.firmware_memory = m_destination->take_firmware();
     return {};
 }
 
@@ -97,6 +97,12 @@ Result<void> IncomingRun::wait_for_go(HomeSession& home) {
     if (auto claimed = home.claim(HistoryKind::Received, fmt::format("from host '{}'", peer().name)); !claimed)
         log::warning("{}", claimed.error().message());
     return {};
+}
+
+void IncomingRun::confirm() noexcept {
+    passed("started");
+    log::info("migration: from the source's last word to the guest's first step: {} ms", m_destination->times().text());
+    m_destination->confirm();
 }
 
 } // namespace coffer::vmm

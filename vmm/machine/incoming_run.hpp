@@ -38,13 +38,15 @@ public:
     std::string const& backend() const noexcept { return m_state->backend; }
     MachineState const& state() const noexcept { return *m_state; }
     // Flash content as it was. Corrupt where home and machine are not of one moment.
-    Result<void> configure(PlatformConfig& config) const;
+    Result<void> configure(PlatformConfig& config);
     // A source that lost its connection comes back by this request, while this waits for it.
     bool is_waiting() const noexcept { return m_is_waiting; }
     Result<control::SettleAnswer> come_back(control::SettleRequest const& request, control::Conversation& with);
     // Returns when this host owns the VM: the guest is to run then. After an error it never does here.
     Result<void> wait_for_go(HomeSession& home);
-    void confirm() noexcept { m_destination->confirm(); }
+    void confirm() noexcept;
+    // A step of getting the machine to run is done.
+    void passed(std::string_view step) { m_destination->times().done(step); }
     // Tells the source, where it listens, why its VM does not run here.
     void fail(Error const& error) noexcept { m_destination->fail(error); }
 

@@ -40,6 +40,9 @@ struct MachineStatistics {
     std::optional<uint64_t> own_memory; // resident bytes without the guest's RAM
 };
 
+// Code in flash does not change while a machine runs.
+enum class WithFirmware : uint8_t { Yes, No };
+
 class Machine final : private devices::MachineControl {
 public:
     // All references of `config` outlive the machine. `ram`, where it is given, is of the configured size: one whose
@@ -59,15 +62,16 @@ public:
     // call.
     void while_paused(std::function<void()> task);
     // Within such a task. After an error the machine is as it was. RAM is as saved from here on: what is still to be
-    // sent of it (MemorySender::send_rest) is sent after this.
-    Result<MachineState> save_state();
+    // sent of it (MemorySender::send_rest) is sent after this. Without firmware, `firmware_code` is left empty.
+    Result<MachineState> save_state(WithFirmware firmware = WithFirmware::Yes);
     // Any thread: holds the vCPUs back for `percent` of the time (0 to 99), so that the guest writes less memory.
     void throttle(unsigned percent) { m_vcpus->throttle(percent); }
     // Before start(), with RAM's content in place or on its way; the flash content is the configuration's. All clocks
     // go forward by the time that the machine was away. After an error the machine is not to be started.
     Result<void> restore_state(MachineState const& state);
 
-    // `action` is called before RAM is wiped at a reset, with the vCPUs stopped: who still fills RAM is to be done first.
+    // `action` is called before RAM is wiped at a reset, with the vCPUs stopped: who still fills RAM is to be done
+    // first.
     void before_wipe(std::function<void()> action) { m_before_wipe = std::move(action); }
 
     // After wait(): everything the guest was told is stored, is stored.

@@ -30,7 +30,7 @@ bool is_taking_interrupt(CpuState const& cpu) noexcept {
 
 } // namespace
 
-Result<MachineState> Machine::save_state() {
+Result<MachineState> Machine::save_state(WithFirmware firmware) {
     COFFER_ASSERT(m_paused);
     MachineState state;
     auto& partition = *m_partition;
@@ -48,6 +48,10 @@ Result<MachineState> Machine::save_state() {
     }
     state.partition = TRY(partition.save());
     TRY(m_platform->save(state));
+    if (firmware == WithFirmware::Yes) {
+        auto const code = m_platform->firmware_code();
+        state.firmware_code.assign(code.begin(), code.end());
+    }
     if (partition.capabilities().kernel_irqchip) TRY(controllers_to_units(state));
     return state;
 }

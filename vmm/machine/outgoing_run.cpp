@@ -178,6 +178,7 @@ Result<void> OutgoingRun::send_memory(Leaving& leaving, control::Conversation& w
     MemorySender::Options options;
     options.compress = leaving.request.compress;
     options.cancelled = [&leaving] { return leaving.given_up.load(); };
+    options.settle = [&leaving] { return leaving.source->wait_until_taken(); };
     options.progress = [line = std::make_shared<RoundProgress>(leaving, with)](SendProgress const& progress) {
         line->show(progress.done, progress.total, progress.bytes,
                    fmt::format("round {}, {} pages", progress.round, progress.total));
@@ -217,10 +218,14 @@ Result<migrate::Outcome> OutgoingRun::switch_over(Leaving& leaving) {
         std::lock_guard lock(m_machine.loop().device_lock());
         TRY(m_hooks.may_leave());
     }
+    auto& times = leaving.source->times();
+    times.begin();
     leaving.stopped = monotonic_now();
-    auto const state = TRY(m_saved.encode_state());
+    auto const state = TRY(m_saved.encode_state(WithFirmware::No));
+    times.done("state");
     auto const rest = TRY(leaving.sender->send_rest());
     leaving.bytes += rest.bytes;
+    times.done("memory");
     m_disks.let_go(); // all is written
     leaving.disk_bytes += TRY(leaving.disks->send_round()).bytes;
     TRY(leaving.source->prepare(state, leaving.sender->digest()));
@@ -228,6 +233,8 @@ Result<migrate::Outcome> OutgoingRun::switch_over(Leaving& leaving) {
     leaving.committed = true;
     auto outcome = TRY(leaving.source->hand_over());
     leaving.ended = monotonic_now();
+    log::info("migration: the guest stood still for {:.1f} ms: {} ms",
+              static_cast<double>(leaving.ended - leaving.stopped) / 1e6, times.text());
     return outcome;
 }
 
@@ -296,8 +303,8 @@ Result<control::MigrateAnswer> OutgoingRun::leave(control::MigrateRequest const&
         std::set<std::string> names;
         for (auto const& file : disk_files(request.copy_disks))
             if (file.message.disk == 0) names.insert(file.message.name);
-        leaving->source.emplace(
-            TRY(migrate::Source::begin(m_home, *leaving->stream, leaving->peer, std::move(hello), std::move(names))));
+        leaving->source.emplace(TRY(migrate::Source::begin(m_home, *leaving->stream, leaving->peer, std::move(hello),
+                                                           m_machine.platform().firmware_code(), std::move(names))));
         with.progress(0, 0, "asking the other host");
         TRY(leaving->source->greet());
         TRY(leaving->source->send_files(

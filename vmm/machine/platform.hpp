@@ -33,7 +33,8 @@ struct PlatformConfig {
     VmConfig vm;
     std::optional<DirectKernel> kernel;
     ByteVector firmware_code;
-    ByteVector variables; // of a whole number of flash blocks
+    std::optional<HostMapping> firmware_memory; // in place of it, where the content came before
+    ByteVector variables;                       // of a whole number of flash blocks
     devices::NvStore* variable_store = nullptr;
 
     struct Tpm {
@@ -80,10 +81,12 @@ public:
     Result<void> drain();
     // Any thread: what a machine that takes this one's state has to be like.
     SavedPlatform describe_for_saving() const;
-    // Platform's part of `state`, RAM and backend apart.
+    // Any thread: the code in flash, which does not change.
+    Bytes firmware_code() const noexcept;
+    // Platform's part of `state`: RAM, firmware and backend apart.
     Result<void> save(MachineState& state);
-    // Nor does this with anything but the TPM: all PCRs of its active banks, by TPM_ALG_ID. InvalidArgument without a TPM,
-    // Unsupported where the guest has not started it.
+    // Nor does this with anything but the TPM: all PCRs of its active banks, by TPM_ALG_ID. InvalidArgument without a
+    // TPM, Unsupported where the guest has not started it.
     Result<std::map<uint16_t, std::vector<ByteVector>>> read_pcrs();
     // Whether `state` is one of a platform like this; changes nothing.
     Result<void> check_fits(MachineState const& state) const;

@@ -19,19 +19,20 @@ Result<HostMapping> copy_of(Bytes content) {
 } // namespace
 
 Result<void> Platform::build_flash() {
-    auto const& code = m_config.firmware_code;
-    auto const& variables = m_config.variables;
-    for (auto [bytes, what, file] : {std::tuple(&code, "firmware code", &m_config.vm.firmware_code),
-                                     std::tuple(&variables, "variable store", &m_config.vm.firmware_variables)})
-        if (bytes->empty() || bytes->size() % layout::k_flash_block != 0 || bytes->size() > k_max_flash)
+    auto code_memory = m_config.firmware_memory ? std::move(*m_config.firmware_memory) : HostMapping();
+    Bytes const code = m_config.firmware_memory ? Bytes(code_memory.bytes()) : Bytes(m_config.firmware_code);
+    Bytes const variables = m_config.variables;
+    for (auto [bytes, what, file] : {std::tuple(code, "firmware code", &m_config.vm.firmware_code),
+                                     std::tuple(variables, "variable store", &m_config.vm.firmware_variables)})
+        if (bytes.empty() || bytes.size() % layout::k_flash_block != 0 || bytes.size() > k_max_flash)
             return make_error(ErrorCode::Corrupt, "the {} ({}) has {} bytes, which is no flash image", what, *file,
-                              bytes->size());
+                              bytes.size());
     if (code.size() + variables.size() > k_max_flash)
         return make_error(ErrorCode::Corrupt, "firmware code and variables together are larger than {} MiB",
                           k_max_flash >> 20);
     GuestPhysAddr code_at{layout::k_flash_end - code.size()};
     GuestPhysAddr variables_at{code_at.value() - variables.size()};
-    auto code_memory = TRY(copy_of(code));
+    if (!m_config.firmware_memory) code_memory = TRY(copy_of(code));
     auto variable_memory = TRY(copy_of(variables));
     m_flash = std::make_unique<Flash>(*this, std::move(code_memory), std::move(variable_memory), code_at, variables_at);
     TRY(attach(code_at, code.size(), m_flash->code));
@@ -41,6 +42,7 @@ Result<void> Platform::build_flash() {
     m_devices.push_back(&m_flash->code);
     m_devices.push_back(&m_flash->variables);
     m_config.firmware_code.clear();
+    m_config.firmware_memory.reset();
     m_config.variables.clear();
     return {};
 }

@@ -32,6 +32,10 @@ SavedPlatform Platform::describe_for_saving() const {
     return saved;
 }
 
+Bytes Platform::firmware_code() const noexcept {
+    return m_flash->code_memory.bytes();
+}
+
 Result<void> Platform::drain() {
     std::lock_guard lock(m_parts.loop.device_lock());
     for (auto& disk : m_pci->disks) disk->drain();
@@ -49,7 +53,6 @@ Result<void> Platform::save(MachineState& state) {
     TRY(drain());
     std::lock_guard lock(m_parts.loop.device_lock());
     state.platform = describe_for_saving();
-    state.firmware_code = copy_of(m_flash->code_memory.bytes());
     state.variables = copy_of(m_flash->variable_memory.bytes());
     state.units.clear();
     for (auto* device : m_devices) state.units.push_back(TRY(save_unit(*device)));

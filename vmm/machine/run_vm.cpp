@@ -189,9 +189,14 @@ Result<PlatformConfig> Runner::make_config() {
     PlatformConfig config;
     config.vm = m_home.config();
     config.kernel = std::move(m_options.kernel);
-    auto firmware = read_file(config.vm.firmware_code, k_max_firmware);
-    if (!firmware) return std::move(firmware).error().with_context("firmware");
-    config.firmware_code = std::move(*firmware);
+    if (m_options.incoming) {
+        // Its content came with the machine; a later start reads it.
+        TRY_CONTEXT(open_file(config.vm.firmware_code, O_RDONLY | O_NOCTTY), "firmware");
+    } else {
+        auto firmware = read_file(config.vm.firmware_code, k_max_firmware);
+        if (!firmware) return std::move(firmware).error().with_context("firmware");
+        config.firmware_code = std::move(*firmware);
+    }
     config.variables = TRY(m_home.load(HomeFile::Nvram));
     config.variable_store = &m_home.store(HomeFile::Nvram);
     if (config.vm.tpm != TpmKind::None) {
@@ -332,6 +337,7 @@ Result<RunOutcome> Runner::run() {
     serve_migration();
     TRY(enter_sandbox());
     if (m_options.incoming) {
+        m_options.incoming->passed("machine");
         m_control->start(); // the source may come back by it
         TRY(m_options.incoming->wait_for_go(m_home));
         if (auto noted = m_disks->note_epochs(); !noted) log::warning("{}", noted.error().message());

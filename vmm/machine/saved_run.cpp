@@ -115,10 +115,10 @@ void SavedRun::serve(control::Server& server, Machine& machine, HomeDisks const&
     });
 }
 
-Result<ByteVector> SavedRun::encode_state() {
+Result<ByteVector> SavedRun::encode_state(WithFirmware firmware) {
     TRY(m_machine->platform().flush());
     finish_memory();
-    auto state = TRY(m_machine->save_state());
+    auto state = TRY(m_machine->save_state(firmware));
     {
         std::lock_guard lock(m_machine->loop().device_lock());
         state.agent_session = m_hooks.save_agent();
@@ -128,7 +128,7 @@ Result<ByteVector> SavedRun::encode_state() {
 
 Result<MachineSource> SavedRun::save() {
     MachineSource source;
-    source.state = TRY(encode_state());
+    source.state = TRY(encode_state(WithFirmware::Yes));
     for (auto part : m_machine->ram().parts())
         if (!part.empty()) source.memory.emplace_back(part);
     return source;

@@ -60,7 +60,7 @@ public:
         if (m_lazy) m_lazy->finish();
     }
     // After serve(), with the machine paused: all of it but RAM, encoded; the home's variables are the flash's then.
-    Result<ByteVector> encode_state();
+    Result<ByteVector> encode_state(WithFirmware firmware);
 
 private:
     SavedRun(SnapshotStore store, Options options) : m_store(std::move(store)), m_options(options) {}

@@ -7,7 +7,6 @@
 
 #include "base/log.hpp"
 #include "crypto/random.hpp"
-#include "devices/storage/raw_disk.hpp"
 #include "vmm/home/home_admin.hpp"
 #include "vmm/home/key_bundle.hpp"
 #include "vmm/migrate/proof.hpp"
@@ -78,12 +77,13 @@ Result<void> Destination::check_disks() const {
             continue;
         }
         TRY(may_use_disk(disk.path));
-        auto const size = devices::RawDisk::size_of(disk.path);
-        if (!size || *size != disk.size)
+        struct stat info {};
+        bool const there = ::stat(disk.path.c_str(), &info) == 0;
+        if (!there || (S_ISREG(info.st_mode) && static_cast<uint64_t>(info.st_size) != disk.size))
             return make_error(ErrorCode::NotFound,
                               "disk {} ({}) is {} on this host: have it on storage that both hosts share under one "
                               "path, or migrate with --copy-disks",
-                              i, disk.path, size ? "of another size" : "not there");
+                              i, disk.path, there ? "of another size" : "not there");
     }
     return {};
 }
@@ -107,6 +107,7 @@ Result<void> Destination::greet_unguarded(Bytes hello) {
     TRY(check_disks());
     auto memory = TRY(m_options.check_machine(m_hello));
     m_memory = TRY(MemoryReceiver::create(std::move(memory)));
+    m_firmware = TRY(HostMapping::create(m_hello.firmware_size));
 
     auto const proof_key = TRY(derive_migration_key(*m_key, m_hello.migration));
     ProofContext context{m_peer.exporter, m_hello.migration, m_hello.vm, m_hello.nonce};
@@ -123,6 +124,16 @@ Result<void> Destination::greet_unguarded(Bytes hello) {
 
 Result<void> Destination::greet(Bytes hello) {
     return told(greet_unguarded(hello));
+}
+
+Result<void> Destination::take_firmware(Bytes bytes) {
+    auto const room = m_firmware.bytes().subspan(m_firmware_here);
+    if (bytes.empty() || bytes.size() > room.size())
+        return make_error(ErrorCode::Corrupt, "the other host sends more firmware than the machine has");
+    std::memcpy(room.data(), bytes.data(), bytes.size());
+    m_firmware_here += bytes.size();
+    if (bytes.size() < room.size() || TRY(crypto::sha256({m_firmware.bytes()})) == m_hello.firmware) return {};
+    return make_error(ErrorCode::Integrity, "the firmware that came is not the one that was announced");
 }
 
 Result<void> Destination::begin_file(FileMessage const& message) {
@@ -201,19 +212,29 @@ Result<void> Destination::receive_unguarded() {
             break;
         }
         case MessageType::FileData: TRY(take_file_data(frame.body)); break;
+        case MessageType::Firmware: TRY(take_firmware(frame.body)); break;
         case MessageType::Memory:
             TRY(sync_parts());
             TRY(m_memory->take(frame.body));
             break;
+        case MessageType::Mark: {
+            MarkMessage mark;
+            TRY(decode_fields(frame.body, mark));
+            TRY(m_stream->send(ReachedMessage{mark.number}));
+            break;
+        }
         case MessageType::State:
             if (m_state.size() + frame.body.size() > k_max_state)
                 return make_error(ErrorCode::Corrupt, "the other host sends too large a machine");
             append(m_state, frame.body);
             break;
         case MessageType::Prepare:
+            m_times.begin();
             m_prepare = TRY(decode_prepare(frame.body));
             if (m_prepare.state_size != m_state.size())
                 return make_error(ErrorCode::Corrupt, "the other host did not send all of the machine's state");
+            if (m_firmware_here != m_hello.firmware_size)
+                return make_error(ErrorCode::Corrupt, "the other host did not send all of the firmware");
             TRY(sync_parts());
             m_parted.clear();
             return m_memory->finish(m_prepare.memory);
@@ -245,6 +266,7 @@ Result<std::unique_ptr<HomeSession>> Destination::open_home() {
         if (!header || header->vm != m_hello.vm || header->sequence != m_prepare.sequence)
             return make_error(ErrorCode::Corrupt, "the home that came is not the one that was announced");
         TRY(check_configuration(home->config()));
+        m_times.done("home");
         return home;
     }();
     if (!opened) m_stream->send_failure(opened.error());
@@ -263,6 +285,7 @@ Result<void> Destination::ready() {
         entry.peer_name = m_peer.name;
         TRY(m_journal.prepare(std::move(entry)));
         m_stage = Stage::Prepared;
+        m_times.done("prepared");
         return {};
     }();
     if (!done) return told(std::move(done));
@@ -283,6 +306,7 @@ Result<bool> Destination::take_answer(Stream::Frame const& frame) {
             return std::move(started).error();
         }
         m_stage = Stage::Started;
+        m_times.done("go");
         return true;
     }
     default:

@@ -11,6 +11,7 @@
 #include "vmm/home/home_open.hpp"
 #include "vmm/home/incoming_home.hpp"
 #include "vmm/home/migration_journal.hpp"
+#include "vmm/memory/guest_ram.hpp"
 #include "vmm/migrate/memory_receiver.hpp"
 #include "vmm/migrate/parted_file.hpp"
 #include "vmm/migrate/source.hpp"
@@ -45,11 +46,13 @@ public:
     // Takes the source's Hello, which the caller has received. After success both ends have proven that they have the
     // key, and the VM fits here. An error was told to the source.
     Result<void> greet(Bytes hello);
-    // Files, memory and state, until the source says that this was all. The same.
+    // Firmware, files, memory and state, until the source says that this was all. The same.
     Result<void> receive();
     // The home, durable and arriving: it can be read, and not be changed.
     Result<std::unique_ptr<HomeSession>> open_home();
     Bytes state() const noexcept { return m_state; }
+    // After receive(), once: what the machine's flash is made of.
+    HostMapping take_firmware() noexcept { return std::move(m_firmware); }
     // With the machine restored: durable, and the source hears that it can let go.
     Result<void> ready();
 
@@ -61,6 +64,8 @@ public:
     // The guest runs. Where the source does not hear it, it will ask.
     void confirm() noexcept;
 
+    // From the source's Prepare on; the caller adds what it does itself.
+    StepTimes& times() noexcept { return m_times; }
     HelloMessage const& hello() const noexcept { return m_hello; }
     HomeLocation const& location() const noexcept { return m_location; }
     Peer const& peer() const noexcept { return m_peer; }
@@ -74,6 +79,7 @@ private:
 
     Result<void> greet_unguarded(Bytes hello);
     Result<void> receive_unguarded();
+    Result<void> take_firmware(Bytes bytes);
     Result<void> begin_file(FileMessage const& message);
     Result<void> begin_parts(FileMessage const& message);
     Result<void> begin_part(FilePartMessage const& message);
@@ -96,7 +102,10 @@ private:
     std::optional<crypto::BundleKey> m_key;
     std::unique_ptr<MemoryReceiver> m_memory;
     std::optional<IncomingHome> m_home;
+    HostMapping m_firmware;
+    size_t m_firmware_here = 0;
     ByteVector m_state;
+    StepTimes m_times;
     PrepareMessage m_prepare;
     Stage m_stage = Stage::Empty;
     // The file that is being received, or a part of one.

@@ -188,6 +188,7 @@ MemorySender::~MemorySender() {
 Result<RoundReport> MemorySender::send_round() {
     auto const begun = monotonic_now();
     auto report = TRY(send_pending());
+    if (m_options.settle) TRY(m_options.settle());
     TRY(harvest_dirty(m_log, m_ram, m_numbers, m_pending));
     report.remaining = m_pending.count();
     report.duration = monotonic_now() - begun;

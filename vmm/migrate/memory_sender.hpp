@@ -47,6 +47,9 @@ public:
         unsigned threads = 1;                 // that look for zeros, copy and compress; the sending one is one of them
         std::function<bool()> cancelled = {}; // asked between batches
         std::function<void(SendProgress const&)> progress = {}; // after each batch
+        // Waits until the other end has taken what was sent; at the end of send_round(), whose duration has it. Its
+        // error is the round's.
+        std::function<Result<void>()> settle = {};
     };
 
     // Starts the dirty log. All references outlive this.

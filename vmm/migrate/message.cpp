@@ -50,7 +50,10 @@ size_t max_body(MessageType type) noexcept {
     case MessageType::Settled:
     case MessageType::Failure:
     case MessageType::Ask:
-    case MessageType::Standing: return k_max_fields;
+    case MessageType::Standing:
+    case MessageType::Mark:
+    case MessageType::Reached: return k_max_fields;
+    case MessageType::Firmware:
     case MessageType::FileData:
     case MessageType::State: return k_max_chunk;
     case MessageType::Memory: return k_max_memory_batch;
@@ -101,6 +104,7 @@ Result<HelloMessage> decode_hello(Bytes body) {
     if (!is_plain(message.version, 64) || !is_plain(message.backend, 64) || message.keys.size() > k_max_keys ||
         message.cpuid.size() > k_max_cpuid || message.disks.size() > k_max_disks || message.platform.cpus == 0 ||
         message.platform.cpus > k_max_cpus || message.platform.memory == 0 || message.platform.memory > k_max_memory ||
+        message.firmware_size == 0 || message.firmware_size > k_max_firmware ||
         message.platform.disk_sizes.size() != message.disks.size() || message.migration.is_nil() || message.vm.is_nil())
         return malformed();
     for (auto const& disk : message.disks) {

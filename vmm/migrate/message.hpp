@@ -6,7 +6,7 @@
 //   4       2     type
 //   6       2     zero
 //   8       4     size of the body
-//   12            body: tagged fields (base/tagged.hpp), or bytes as they are (FileData, Memory, State)
+//   12            body: tagged fields (base/tagged.hpp), or bytes as they are (Firmware, FileData, Memory, State)
 #pragma once
 
 #include <string>
@@ -22,10 +22,11 @@
 namespace coffer::vmm::migrate {
 
 constexpr uint32_t k_magic = 0x4749'4D43; // "CMIG"
-constexpr uint16_t k_protocol = 1;
+constexpr uint16_t k_protocol = 2;
 constexpr size_t k_header_size = 12;
 constexpr size_t k_max_fields = size_t{256} << 10;
-constexpr size_t k_max_chunk = size_t{1} << 20; // of FileData and State
+constexpr size_t k_max_chunk = size_t{1} << 20; // of Firmware, FileData and State
+constexpr uint64_t k_max_firmware = uint64_t{16} << 20;
 constexpr uint64_t k_max_state = uint64_t{64} << 20;
 constexpr uint64_t k_max_file = uint64_t{1} << 46;
 constexpr size_t k_max_files = 1024;
@@ -57,6 +58,9 @@ enum class MessageType : uint16_t {
     Ask = 16,      // S, in place of Hello: what became of a migration?
     Standing = 17, // D: this
     FilePart = 18, // S: of a file that comes in parts; FileData follows, or it is zeros
+    Firmware = 19, // S: a piece of the code in the machine's flash, which does not change while it runs
+    Mark = 20,     // S: what came before is to be taken, and then Reached to be said
+    Reached = 21,  // D
 };
 
 struct ChannelMessage {
@@ -105,6 +109,8 @@ struct HelloMessage {
     uint8_t physical_address_bits = 0;
     SavedPlatform platform;
     std::vector<HelloDisk> disks;
+    uint64_t firmware_size = 0; // of the code in flash, which is not in the machine's state
+    crypto::Digest firmware{};  // SHA-256 of it
 
     template <class V>
     void fields(V& v) {
@@ -121,6 +127,8 @@ struct HelloMessage {
         v.required(11, physical_address_bits);
         v.required(12, platform);
         v.required(13, disks);
+        v.required(14, firmware_size);
+        v.required(15, firmware);
     }
 };
 
@@ -197,6 +205,19 @@ struct PrepareMessage {
         v.required(3, sequence);
     }
 };
+
+template <MessageType type>
+struct NumberMessage {
+    static constexpr MessageType k_type = type;
+    uint32_t number = 0;
+
+    template <class V>
+    void fields(V& v) {
+        v.required(1, number);
+    }
+};
+using MarkMessage = NumberMessage<MessageType::Mark>;
+using ReachedMessage = NumberMessage<MessageType::Reached>;
 
 template <MessageType type>
 struct EmptyMessage {

@@ -41,7 +41,7 @@ bool is_replaced(std::string_view name) {
 
 } // namespace
 
-Result<Source> Source::begin(HomeSession& home, Stream& stream, Peer peer, HelloMessage machine,
+Result<Source> Source::begin(HomeSession& home, Stream& stream, Peer peer, HelloMessage machine, Bytes firmware,
                              std::set<std::string> disk_files) {
     if (!home.encrypted())
         return make_error(ErrorCode::Unsupported,
@@ -55,7 +55,9 @@ Result<Source> Source::begin(HomeSession& home, Stream& stream, Peer peer, Hello
         TRY(read_file(home.location().folder() / home_spec::k_keys_file,
                       home_spec::keys::k_prefix_size + home_spec::keys::k_max_header + home_spec::keys::k_max_sealed));
     TRY(crypto::random_bytes(machine.nonce));
-    return Source(home, stream, std::move(peer), std::move(machine), std::move(disk_files));
+    machine.firmware_size = firmware.size();
+    machine.firmware = TRY(crypto::sha256({firmware}));
+    return Source(home, stream, std::move(peer), std::move(machine), firmware, std::move(disk_files));
 }
 
 Result<void> Source::greet() {
@@ -73,6 +75,12 @@ Result<void> Source::greet() {
     }
     context.nonce = welcome.nonce;
     return m_stream.send(ProofMessage{TRY(make_proof(key, Side::Source, context))});
+}
+
+Result<void> Source::send_pieces(MessageType type, Bytes bytes) {
+    for (size_t at = 0; at < bytes.size(); at += k_max_chunk)
+        TRY(m_stream.send(type, bytes.subspan(at, std::min(k_max_chunk, bytes.size() - at))));
+    return {};
 }
 
 Result<void> Source::send_file(FileMessage const& message, fs::path const& path,
@@ -120,7 +128,18 @@ Result<void> Source::send_home(Progress const& progress) {
 }
 
 Result<void> Source::send_files(Progress const& progress) {
+    TRY(send_pieces(MessageType::Firmware, m_firmware));
     return send_home(progress);
+}
+
+Result<void> Source::wait_until_taken() {
+    TRY(m_stream.send(MarkMessage{++m_marks}));
+    auto const body = TRY(m_stream.expect(MessageType::Reached));
+    ReachedMessage reached;
+    TRY(decode_fields(body, reached));
+    if (reached.number == m_marks) return {};
+    return make_error(ErrorCode::Corrupt, "the other host has reached mark {} where {} was set", reached.number,
+                      m_marks);
 }
 
 Result<void> Source::prepare(Bytes state, crypto::Digest const& memory) {
@@ -128,12 +147,17 @@ Result<void> Source::prepare(Bytes state, crypto::Digest const& memory) {
     auto const stored = m_home.stored();
     if (!stored) return stored.error();
     TRY(send_home({}));
-    for (size_t at = 0; at < state.size(); at += k_max_chunk)
-        TRY(m_stream.send(MessageType::State, state.subspan(at, std::min(k_max_chunk, state.size() - at))));
+    m_times.done("home");
+    TRY(send_pieces(MessageType::State, state));
     auto const header = m_home.header();
     COFFER_ASSERT(header);
     TRY(m_stream.send(PrepareMessage{memory, state.size(), header->sequence}));
+    // While the destination makes the machine: whom to ask, once the home's record says that it was handed over. Until
+    // then the entry says nothing.
+    m_noted = true;
+    TRY(MigrationJournal(m_home.location().root).write_outgoing(entry(OutgoingState::HandedOver)));
     TRY(m_stream.expect(MessageType::Ready));
+    m_times.done("ready");
     return {};
 }
 
@@ -141,9 +165,9 @@ OutgoingMigration Source::entry(OutgoingState state) const {
     return {m_hello.migration, m_hello.vm, m_hello.name, m_peer.fingerprint, m_peer.name, m_peer.place, 0, state};
 }
 
+// prepare() has noted in the journal to whom.
 Result<Outcome> Source::hand_over() {
-    MigrationJournal const journal(m_home.location().root);
-    TRY(journal.write_outgoing(entry(OutgoingState::HandedOver)));
+    m_noted = false; // the record may name it from here on
     if (auto handed_over = m_home.hand_over(m_hello.migration); !handed_over) {
         // Nothing was said to the destination, so that it cannot start.
         if (auto back = m_home.claim(HistoryKind::Other, "a migration ended where the home was to be handed over");
@@ -151,9 +175,11 @@ Result<Outcome> Source::hand_over() {
             log::warning("{}", back.error().message());
         return std::move(handed_over).error();
     }
+    m_times.done("handed over");
     auto const confirmed = [&]() -> Result<void> {
         TRY(m_stream.send(GoMessage()));
         TRY(m_stream.expect(MessageType::Started, k_start_limit));
+        m_times.done("started");
         return {};
     }();
     if (!confirmed) {
@@ -161,7 +187,7 @@ Result<Outcome> Source::hand_over() {
                      confirmed.error().message());
         return Outcome::Undecided;
     }
-    if (auto noted = journal.write_outgoing(entry(OutgoingState::Settled)); !noted)
+    if (auto noted = MigrationJournal(m_home.location().root).write_outgoing(entry(OutgoingState::Settled)); !noted)
         log::warning("{}", noted.error().message()); // it can be asked for again
     else if (auto told = m_stream.send(SettledMessage()); !told)
         log::debug("{}", told.error().message());
@@ -170,6 +196,9 @@ Result<Outcome> Source::hand_over() {
 
 void Source::give_up(Error const& error) noexcept {
     m_stream.send_failure(error);
+    if (!m_noted) return;
+    if (auto forgotten = MigrationJournal(m_home.location().root).forget_outgoing(id()); !forgotten)
+        log::debug("{}", forgotten.error().message());
 }
 
 Result<Outcome> settle(Stream& stream, MigrationJournal const& journal, OutgoingMigration const& migration,

@@ -17,6 +17,7 @@ extern "C" int LLVMFuzzerTestOneInput(uint8_t const* data, size_t size) {
             if (auto hello = migrate::decode_hello(body)) {
                 // What was accepted is within the bounds that the receiver relies on.
                 COFFER_ASSERT(hello->platform.memory <= uint64_t{1} << 43 && hello->platform.cpus <= 1024);
+                COFFER_ASSERT(hello->firmware_size != 0 && hello->firmware_size <= migrate::k_max_firmware);
                 COFFER_ASSERT(hello->disks.size() == hello->platform.disk_sizes.size());
                 COFFER_ASSERT(hello->name.find('/') == std::string::npos && !hello->name.starts_with('.'));
             }
@@ -29,6 +30,11 @@ extern "C" int LLVMFuzzerTestOneInput(uint8_t const* data, size_t size) {
         case migrate::MessageType::Proof: {
             migrate::ProofMessage proof;
             (void)decode_fields(body, proof).has_value();
+            break;
+        }
+        case migrate::MessageType::Mark: {
+            migrate::MarkMessage mark;
+            (void)decode_fields(body, mark).has_value();
             break;
         }
         case migrate::MessageType::File:

@@ -28,6 +28,10 @@ inline ByteVector guest_memory() {
     for (size_t i = 0; i < memory.size(); ++i) memory[i] = static_cast<std::byte>(i * 7 + i / 4096);
     return memory;
 }
+inline ByteVector const& guest_firmware() {
+    static ByteVector const firmware(k_max_chunk + 4096, std::byte{0xEA});
+    return firmware;
+}
 inline ByteVector machine_state() {
     return bytes_of("where the CPUs stood");
 }
@@ -131,7 +135,7 @@ public:
                 disk = std::make_unique<TrackedFile>(std::move(image), m_disk);
                 disks.push_back({{.disk = 1, .size = disk->size()}, m_disk, &disk->dirty()});
             }
-            auto source = TRY(Source::begin(**home, stream, peer("destination"), std::move(machine)));
+            auto source = TRY(Source::begin(**home, stream, peer("destination"), std::move(machine), guest_firmware()));
             auto done = [&]() -> Result<void> {
                 TRY(source.greet());
                 TRY(source.send_files({}));
@@ -149,6 +153,7 @@ public:
                 encode_batch_head(batch, batch_spec::k_content, 0, run);
                 append(batch, memory);
                 TRY(source.send_memory(batch));
+                TRY(source.wait_until_taken());
                 commit(3);
                 auto const digest = TRY(crypto::sha256({crypto::Digest{}, batch}));
                 return source.prepare(machine_state(), digest);
@@ -200,6 +205,9 @@ public:
             TRY(destination.receive());
             home = TRY(destination.open_home());
             if (memory != guest_memory()) return make_error(ErrorCode::Internal, "memory differs");
+            auto const firmware = destination.take_firmware();
+            if (!std::ranges::equal(firmware.bytes(), guest_firmware()))
+                return make_error(ErrorCode::Internal, "firmware differs");
             auto const state = destination.state();
             if (ByteVector(state.begin(), state.end()) != machine_state())
                 return make_error(ErrorCode::Internal, "state differs");

@@ -54,8 +54,8 @@ TEST(MigrationProtocol, CopiesDisks) {
     EXPECT_EQ((*there)->config().memory, world.config().memory);
 }
 
-// Files that come in parts come whole, or not at all.
-class Parts : public testing::Test {
+// A source that says what does not belong together.
+class Misbehaviour : public testing::Test {
 protected:
     // What the destination says to these messages, after a greeting.
     Error say(std::function<Result<void>(Stream&)> const& messages) {
@@ -66,7 +66,7 @@ protected:
             HelloMessage machine;
             machine.platform = {k_pages * 4096, 1, 1, false, {4096, 4096}};
             machine.disks = {{"/a/disk", 4096, false, false, true}, {"", 4096, false, true, false}};
-            auto begun = Source::begin(**home, stream, World::peer("destination"), machine);
+            auto begun = Source::begin(**home, stream, World::peer("destination"), machine, guest_firmware());
             ASSERT_TRUE(begun->greet());
             ASSERT_TRUE(messages(stream));
             ASSERT_FALSE(stream.receive()); // until it is over there
@@ -97,7 +97,32 @@ protected:
     World m_world;
 };
 
-TEST_F(Parts, AreRefusedWhereTheyDoNotFit) {
+TEST_F(Misbehaviour, FirmwareIsWhatWasAnnounced) {
+    auto const send = [](Stream& stream, Bytes firmware) -> Result<void> {
+        TRY(stream.send(MessageType::Firmware, firmware.first(k_max_chunk)));
+        return stream.send(MessageType::Firmware, firmware.subspan(k_max_chunk));
+    };
+    auto other = guest_firmware();
+    other.back() ^= std::byte{1};
+    auto error = say([&](Stream& stream) { return send(stream, other); });
+    EXPECT_EQ(error.code(), ErrorCode::Integrity) << error.message();
+
+    error = say([&](Stream& stream) -> Result<void> {
+        TRY(stream.send(MessageType::Firmware, Bytes(other).first(4096)));
+        return stream.send(PrepareMessage());
+    });
+    EXPECT_EQ(error.code(), ErrorCode::Corrupt);
+    EXPECT_NE(error.message().find("all of the firmware"), std::string::npos) << error.message();
+
+    error = say([&](Stream& stream) -> Result<void> {
+        TRY(send(stream, guest_firmware()));
+        return stream.send(MessageType::Firmware, Bytes(other).first(1));
+    });
+    EXPECT_EQ(error.code(), ErrorCode::Corrupt);
+    EXPECT_NE(error.message().find("more firmware"), std::string::npos) << error.message();
+}
+
+TEST_F(Misbehaviour, PartsOfFilesFit) {
     FileMessage const disk{.disk = 1, .size = 4096, .in_parts = true};
     auto after_disk = [&](auto const& message) {
         return [&disk, message](Stream& stream) -> Result<void> {
@@ -190,7 +215,7 @@ TEST(MigrationProtocol, MovesThereAndBack) {
         Stream stream(std::move(wire.destination));
         HelloMessage machine;
         machine.platform = {k_pages * 4096, 1, 1, false, {}};
-        auto source = Source::begin(**home, stream, World::peer("a"), machine);
+        auto source = Source::begin(**home, stream, World::peer("a"), machine, guest_firmware());
         ASSERT_TRUE(source);
         auto greeted = source->greet();
         ASSERT_TRUE(greeted) << greeted.error().message();
@@ -231,7 +256,7 @@ protected:
             Stream stream(std::move(wire.source));
             HelloMessage machine;
             machine.platform = {k_pages * 4096, 1, 1, false, {}};
-            auto begun = Source::begin(**home, stream, World::peer("destination"), machine);
+            auto begun = Source::begin(**home, stream, World::peer("destination"), machine, guest_firmware());
             m_source_said = begun->greet();
         });
         auto stream = std::make_unique<Stream>(std::move(wire.destination));

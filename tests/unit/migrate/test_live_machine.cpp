@@ -1,5 +1,4 @@
-// Whole machines, on either CPU backend, move from one Machine to another over a socket while their guest writes
-// memory.
+// Whole machines on the software CPU move from one Machine to another over a socket while their guest writes memory.
 #include <future>
 
 #include <sys/socket.h>
@@ -101,22 +100,14 @@ private:
     UniqueFd m_fd;
 };
 
-Result<std::unique_ptr<Partition>> on_soft() {
-    return create_soft_partition({});
-}
-Result<std::unique_ptr<Partition>> on_kvm() {
-    return create_kvm_partition({});
-}
-
-class LiveMigration : public testing::TestWithParam<decltype(&on_soft)> {
+class LiveMigration : public testing::Test {
 protected:
     void SetUp() override {
-        if (auto partition = GetParam()(); !partition) GTEST_SKIP() << partition.error().message();
         std::array<int, 2> ends{};
         ASSERT_EQ(::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends.data()), 0);
         m_here = std::make_unique<Channel>(ends[0]);
         m_there = std::make_unique<Channel>(ends[1]);
-        m_source = std::make_unique<TinyMachine>(k_memory, nullptr, nullptr, writing_firmware(), GetParam()());
+        m_source = std::make_unique<TinyMachine>(k_memory, nullptr, nullptr, writing_firmware());
         m_owner = std::thread([this] {
             m_source->machine->start();
             m_end = m_source->machine->wait();
@@ -186,7 +177,7 @@ protected:
             } else {
                 auto state = decode_machine_state(content);
                 ASSERT_TRUE(state) << state.error().message();
-                m_target = std::make_unique<TinyMachine>(k_memory, &*state, std::move(ram), ByteVector(), GetParam()());
+                m_target = std::make_unique<TinyMachine>(k_memory, &*state, std::move(ram));
                 auto restored = m_target->machine->restore_state(*state);
                 ASSERT_TRUE(restored) << restored.error().message();
                 ASSERT_TRUE(m_there->send(Kind::Answer, {}));
@@ -203,7 +194,7 @@ protected:
     MachineEnd m_end = MachineEnd::Failed;
 };
 
-TEST_P(LiveMigration, GuestGoesOnExactly) {
+TEST_F(LiveMigration, GuestGoesOnExactly) {
     std::thread receiving([this] { receive(); });
     auto sender = make_sender();
     ASSERT_TRUE(sender) << sender.error().message();
@@ -229,7 +220,7 @@ TEST_P(LiveMigration, GuestGoesOnExactly) {
 }
 
 // The peer goes away at the very end: the source's guest goes on as if nothing had been, and can migrate after that.
-TEST_P(LiveMigration, FailedSwitchOverLeavesTheSourceRunning) {
+TEST_F(LiveMigration, FailedSwitchOverLeavesTheSourceRunning) {
     {
         auto sender = make_sender();
         ASSERT_TRUE(sender);
@@ -253,7 +244,7 @@ TEST_P(LiveMigration, FailedSwitchOverLeavesTheSourceRunning) {
 }
 
 // What devices write by way of the machine's RAM is in the log, and so is RAM that a reset wipes.
-TEST_P(LiveMigration, LogHasWhatDevicesWroteAndWipes) {
+TEST_F(LiveMigration, LogHasWhatDevicesWroteAndWipes) {
     auto& machine = *m_source->machine;
     auto* log = machine.partition().dirty_log();
     ASSERT_NE(log, nullptr);
@@ -278,7 +269,7 @@ TEST_P(LiveMigration, LogHasWhatDevicesWroteAndWipes) {
 }
 
 // A guest that is held back does less, and stops as soon as others do.
-TEST_P(LiveMigration, ThrottledGuestStillStops) {
+TEST_F(LiveMigration, ThrottledGuestStillStops) {
     auto& machine = *m_source->machine;
     machine.throttle(99);
     std::this_thread::sleep_for(std::chrono::milliseconds(100));
@@ -296,9 +287,6 @@ TEST_P(LiveMigration, ThrottledGuestStillStops) {
     EXPECT_EQ(m_end, MachineEnd::Stopped);
     expect_all_counts(machine);
 }
-
-INSTANTIATE_TEST_SUITE_P(Backends, LiveMigration, testing::Values(on_soft, on_kvm),
-                         [](auto const& instance) { return instance.param == on_soft ? "Soft" : "Kvm"; });
 
 } // namespace
 } // namespace coffer::vmm::tests

@@ -54,6 +54,29 @@ TEST_F(MemoryEngine, RoundsBringWhatWasWritten) {
     EXPECT_FALSE(m_log.running);
 }
 
+// What is written while the other end takes what was sent counts as left, and the wait for it as the round's.
+TEST_F(MemoryEngine, RoundsEndWhenTheOtherEndHasTakenThem) {
+    fill(k_mib, 1);
+    MemorySender::Options options;
+    int settled = 0;
+    options.settle = [&]() -> Result<void> {
+        if (++settled == 2) return make_error(ErrorCode::Io, "lost");
+        EXPECT_EQ(m_receiver->pages_seen(), m_receiver->ram_pages());
+        fill(2 * k_mib, 2);
+        std::this_thread::sleep_for(std::chrono::milliseconds(5));
+        return {};
+    };
+    make_sender(std::move(options));
+    auto first = m_sender->send_round();
+    ASSERT_TRUE(first);
+    EXPECT_EQ(settled, 1);
+    EXPECT_EQ(first->remaining, 1U);
+    EXPECT_GE(first->duration, 5 * k_ns_per_ms);
+    auto second = m_sender->send_round();
+    ASSERT_FALSE(second);
+    EXPECT_EQ(second.error().message(), "lost");
+}
+
 TEST_F(MemoryEngine, CompressedAndByThreads) {
     for (unsigned threads : {1U, 2U, 4U}) {
         for (uint64_t page = 0; page < 1200; ++page) fill(k_mib + page * k_ram_page, threads + page, page % 3 != 0);
