@@ -128,8 +128,13 @@ Result<void> ProviderRegistry::write_descriptor(ProviderInfo const& info) const 
 }
 
 Result<ProviderInfo> ProviderRegistry::add_kmip(std::string_view name, kmip::KmipConfig const& config,
-                                                crypto::SecretBytes const& client_key) const {
+                                                crypto::SecretBytes const& client_key, Uuid const& id) const {
+    for (auto const& other : TRY(list()))
+        if (other.id == id)
+            return make_error(ErrorCode::AlreadyExists, "this host has the key provider {} already: '{}'",
+                              id.to_string(), other.name);
     ProviderInfo info;
+    info.id = id;
     info.name = name;
     info.kind = ProviderKind::Kmip;
     return add(std::move(info), [&](fs::path const& folder, ProviderInfo const&) {

@@ -89,8 +89,9 @@ public:
     Result<void> remove_kdk(ProviderInfo const& info, uint32_t version) const;
 
     // A KMIP cluster. Nothing is connected to. Errors as add_native(), and those of kmip::check_config().
+    // `id` is the one of a provider of the same servers on another host; nil: a new one.
     Result<ProviderInfo> add_kmip(std::string_view name, kmip::KmipConfig const& config,
-                                  crypto::SecretBytes const& client_key) const;
+                                  crypto::SecretBytes const& client_key, Uuid const& id = {}) const;
     // Of a provider of this kind.
     Result<kmip::KmipConfig> kmip_config(Uuid const& id) const { return kmip::read_config(folder_of(id)); }
 

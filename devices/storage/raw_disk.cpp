@@ -44,6 +44,17 @@ Result<void> lock_disk(int fd, bool shared, std::filesystem::path const& path) {
 
 } // namespace
 
+Result<uint64_t> RawDisk::size_of(std::filesystem::path const& path) {
+    struct stat status {};
+    if (::stat(path.c_str(), &status) != 0)
+        return errno_error(errno, fmt::format("cannot look at disk '{}'", path.string()));
+    // Opening a pipe waits, and opening some devices does something.
+    if (!S_ISREG(status.st_mode) && !S_ISBLK(status.st_mode))
+        return make_error(ErrorCode::Unsupported, "'{}' is neither a file nor a block device", path.string());
+    auto const fd = TRY(open_file(path, O_RDONLY));
+    return disk_size(fd.get(), path);
+}
+
 void RawDisk::unlock() noexcept {
     struct flock lock {};
     lock.l_type = F_UNLCK;

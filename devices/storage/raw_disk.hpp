@@ -21,6 +21,9 @@ public:
     // (4096 with `direct`), Unsupported where it is no disk or its file system has no direct I/O.
     static Result<std::unique_ptr<RawDisk>> open(std::filesystem::path const& path, Options options);
 
+    // Bytes, without a lock. Unsupported where it is neither a file nor a block device; that is not opened.
+    static Result<uint64_t> size_of(std::filesystem::path const& path);
+
     uint64_t size() const noexcept override { return m_size; }
     bool read_only() const noexcept override { return m_options.read_only; }
     Result<void> read(uint64_t offset, MutBytes to) override;

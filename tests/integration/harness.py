@@ -52,6 +52,7 @@ class Host:
             "XDG_RUNTIME_DIR": str(self.folder / "run"),
         }
         (self.folder / "run").mkdir(mode=0o700)
+        self.prefix = []  # of commands: what they are run by
 
     def close(self):
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -59,12 +60,12 @@ class Host:
     def coffer(self, *arguments, limit=60, **options):
         """Runs coffer to its end; standard input is closed unless given."""
         options.setdefault("stdin", subprocess.DEVNULL)
-        return subprocess.run([COFFER, *map(str, arguments)], env=self.environment, stdout=subprocess.PIPE,
+        return subprocess.run([*self.prefix, COFFER, *map(str, arguments)], env=self.environment, stdout=subprocess.PIPE,
                               stderr=subprocess.PIPE, timeout=limit, text=True, errors="replace", **options)
 
     def start(self, *arguments, **options):
         options.setdefault("stdin", subprocess.DEVNULL)
-        return subprocess.Popen([COFFER, *map(str, arguments)], env=self.environment, **options)
+        return subprocess.Popen([*self.prefix, COFFER, *map(str, arguments)], env=self.environment, **options)
 
     def json(self, *arguments):
         done = self.coffer(*arguments, "--json")

@@ -23,24 +23,8 @@ echo step $n $(tpm2_pcrread sha256:16 | tail -1 | tr -d ' '); sleep 0.3; done
 coffer-demo-unseal; echo"""
 
 
-class MigrationTest(HostTest):
-    """Two hosts that trust each other, with the same native provider; the first has a VM."""
-
-    def setUp(self):
-        super().setUp()
-        self.add_provider()
-        self.there = self.another_host()
-        self.with_secret(self.host, "provider", "backup", "local", self.host.folder / "provider.p12")
-        self.with_secret(self.there, "provider", "restore", self.host.folder / "provider.p12")
-        self.trust_each_other(self.host, self.there)
-        self.create_vm()
-
-    def create_vm(self):
-        # On storage that both hosts share, which is what two roots of one machine have.
-        self.disk = self.host.folder / "shared.img"
-        with open(self.disk, "wb") as file:
-            file.truncate(1 << 20)
-        self.create("vm", "--disk", self.disk)
+class TwoHosts(HostTest):
+    """What tests of two hosts share."""
 
     def another_host(self):
         host = Host()
@@ -64,12 +48,12 @@ class MigrationTest(HostTest):
                     done = host.coffer("host", "trust", other.folder / "cert.pem", "--name", other.folder.name)
                     self.assertEqual(done.returncode, 0, done.stderr)
 
-    def listen(self, host, *options):
+    def listen(self, host, *options, address="127.0.0.1", **how):
         """A host that receives: its process, the file that takes what it and its VMs print, and where it listens."""
         output = host.folder / "received"
         errors = host.folder / "received.err"
         with open(output, "wb") as out, open(errors, "wb") as err:
-            process = host.start("receive", "--listen", "127.0.0.1:0", *options, stdout=out, stderr=err)
+            process = host.start("receive", "--listen", f"{address}:0", *options, stdout=out, stderr=err, **how)
         self.addCleanup(self.stop_all, host, process)
         place = self.wait_for(output, r"listens on (\S+),").group(1)
         return process, output, place
@@ -110,6 +94,26 @@ class MigrationTest(HostTest):
         return [(int(n), pcr.split("0x")[-1].lower()) for n, pcr in re.findall(r"^step (\d+) (\S+)$", text, re.M)]
 
 
+class MigrationTest(TwoHosts):
+    """Two hosts that trust each other, with the same native provider; the first has a VM."""
+
+    def setUp(self):
+        super().setUp()
+        self.add_provider()
+        self.there = self.another_host()
+        self.with_secret(self.host, "provider", "backup", "local", self.host.folder / "provider.p12")
+        self.with_secret(self.there, "provider", "restore", self.host.folder / "provider.p12")
+        self.trust_each_other(self.host, self.there)
+        self.create_vm()
+
+    def create_vm(self):
+        # On storage that both hosts share, which is what two roots of one machine have.
+        self.disk = self.host.folder / "shared.img"
+        with open(self.disk, "wb") as file:
+            file.truncate(1 << 20)
+        self.create("vm", "--disk", self.disk)
+
+
 # What a message without content is as a TLS 1.3 record: 12 bytes, the content's type and a tag of 16 (RFC 8446, 5.2).
 BARE_MESSAGE = 12 + 1 + 16
 
@@ -117,9 +121,12 @@ BARE_MESSAGE = 12 + 1 + 16
 class Proxy:
     """Passes connections on to a host, and cuts the first one where it is told to."""
 
-    def __init__(self, place, cut_after_bytes=None, cut_at_bare_message=None, stall=False, once=False):
+    def __init__(self, place, cut_after_bytes=None, cut_at_bare_message=None, stall=False, once=False,
+                 in_network=lambda: None, on_cut=lambda: None):
         """`cut_at_bare_message`: (from the source?, number): that message is not passed on. `stall`: nothing more is
-        passed on, and the connection stays. `once`: there is no other one."""
+        passed on, and the connection stays. `once`: there is no other one. `in_network` is called on the threads that make sockets."""
+        self.in_network = in_network
+        self.on_cut = on_cut
         self.stall = stall
         self.once = once
         host, port = place.rsplit(":", 1)
@@ -129,17 +136,25 @@ class Proxy:
         self.first = True
         self.cuts = 0
         self.ends = []
+        listens = threading.Event()
+        threading.Thread(target=self.accept, args=(listens,), daemon=True).start()
+        listens.wait()
+
+    def accept(self, listens):
+        self.in_network()
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.place = "127.0.0.1:%d" % self.listener.getsockname()[1]
-        threading.Thread(target=self.accept, daemon=True).start()
-
-    def accept(self):
+        listens.set()
         while True:
             try:
                 near, _ = self.listener.accept()
             except OSError:
                 return
-            far = socket.create_connection(self.target)
+            try:
+                far = socket.create_connection(self.target)
+            except OSError:
+                near.close()
+                continue
             self.ends += [near, far]
             faulty, self.first = self.first, False
             for source, sink, outward in ((near, far, True), (far, near, False)):
@@ -159,6 +174,7 @@ class Proxy:
                         bare += 1
                     if (self.bytes_left is not None and self.bytes_left < 0) or self.bare == (outward, bare):
                         self.cuts += 1
+                        self.on_cut()
                         if self.once:
                             self.listener.shutdown(socket.SHUT_RDWR)
                         while self.stall and source.recv(1 << 16):

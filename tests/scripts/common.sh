@@ -7,9 +7,9 @@ build_packages=(
     libzstd-dev libzydis-dev nlohmann-json3-dev ovmf
 )
 # What tests compare guests and the software CPU with, and what unpacks the kernel for that; a KMIP server, and
-# certificates for it; who uses a served TPM.
-test_packages=(busybox-static lz4 openssl python3-cryptography python3-pykmip qemu-system-x86 qemu-utils swtpm
-    tpm2-tools)
+# certificates for it; who uses a served TPM; file systems and networks of the tests' own.
+test_packages=(btrfs-progs busybox-static e2fsprogs iproute2 lz4 openssl python3-cryptography python3-pykmip
+    qemu-system-x86 qemu-utils swtpm tpm2-tools xfsprogs)
 # What images/build-demo-guest needs on the host; the guest's own packages it fetches by itself.
 image_packages=(apt binutils dosfstools mtools python3 tar zstd)
 

@@ -154,6 +154,8 @@ Result<int> migrate(Context const& context, MigrateOptions const& options) {
         return client.call(request, call);
     }();
     pumped.reset();
+    if (!answered && answered.error().code() == ErrorCode::Cancelled && g_cancelled)
+        return make_error(ErrorCode::Cancelled, "the migration was given up, and VM '{}' goes on here", options.name);
     if (!answered) return std::move(answered).error();
     if (answered->outcome == MigrationOutcome::Undecided) {
         log::warning("the other host has not confirmed that VM '{}' runs there", options.name);

@@ -16,6 +16,7 @@ struct KmipOptions {
     std::string key;
     std::string version;
     std::string pin;
+    std::string id;
     bool wrap_at_server = false;
 };
 
@@ -32,11 +33,19 @@ Result<int> add_kmip(Context const& context, KmipOptions const& options) {
         config.major = version.major;
         config.minor = version.minor;
     }
+    Uuid id;
+    if (!options.id.empty()) {
+        auto const parsed = Uuid::parse(options.id);
+        if (!parsed || parsed->is_nil())
+            return make_error(ErrorCode::InvalidArgument, "--id {}: 'coffer provider show' on the other host says it",
+                              options.id);
+        id = *parsed;
+    }
     if (!options.pin.empty()) config.pin = TRY(kmip::parse_pin(options.pin));
     config.authorities = TRY(kmip::read_pem(options.authority));
     config.certificate = TRY(kmip::read_pem(options.certificate));
     auto key = TRY(kmip::read_key_pem(options.key, false));
-    auto info = TRY(ProviderRegistry(root.providers()).add_kmip(options.name, config, key));
+    auto info = TRY(ProviderRegistry(root.providers()).add_kmip(options.name, config, key, id));
     print_line(fmt::format("added KMIP key provider '{}' ({}); 'coffer provider test' asks its server", info.name,
                            info.id.to_string()));
     return to_int(ExitCode::Ok);
@@ -69,6 +78,10 @@ void register_provider_kmip(CLI::App& add, Context& context) {
     verb->add_option("--pin", options->pin,
                      "Besides all checks, accept the server certificate with this SHA-256 fingerprint alone")
         ->type_name("SHA256");
+    verb->add_option("--id", options->id,
+                     "The id that a provider of the same servers has on another host: homes name their provider by it, "
+                     "so that this host opens those of both")
+        ->type_name("UUID");
     verb->add_flag("--wrap-at-server", options->wrap_at_server,
                    "Have the server encrypt and decrypt (KMIP 1.4), so that key encryption keys never leave it");
     verb->callback(

@@ -3,10 +3,14 @@
 
 #include <cstdint>
 #include <string>
+#include <string_view>
 
 #include "base/clock.hpp"
 
 namespace coffer::cli {
+
+// What fits into one line of so many columns: a bar where there is room for one.
+std::string progress_text(std::string_view what, uint64_t done, uint64_t total, size_t columns);
 
 class ProgressLine {
 public:
@@ -18,7 +22,7 @@ public:
 
     // What it is about from here on.
     void rename(std::string what) { m_what = std::move(what); }
-    // Of any unit. Prints some times a second at most.
+    // Of any unit; a total of 0 is not known. Prints some times a second at most.
     void show(uint64_t done, uint64_t total);
 
 private:

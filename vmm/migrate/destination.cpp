@@ -7,6 +7,7 @@
 
 #include "base/log.hpp"
 #include "crypto/random.hpp"
+#include "devices/storage/raw_disk.hpp"
 #include "vmm/home/home_admin.hpp"
 #include "vmm/home/key_bundle.hpp"
 #include "vmm/migrate/proof.hpp"
@@ -77,13 +78,12 @@ Result<void> Destination::check_disks() const {
             continue;
         }
         TRY(may_use_disk(disk.path));
-        struct stat info {};
-        bool const there = ::stat(disk.path.c_str(), &info) == 0;
-        if (!there || (S_ISREG(info.st_mode) && static_cast<uint64_t>(info.st_size) != disk.size))
+        auto const size = devices::RawDisk::size_of(disk.path);
+        if (!size || *size != disk.size)
             return make_error(ErrorCode::NotFound,
                               "disk {} ({}) is {} on this host: have it on storage that both hosts share under one "
                               "path, or migrate with --copy-disks",
-                              i, disk.path, there ? "of another size" : "not there");
+                              i, disk.path, size ? "of another size" : "not there");
     }
     return {};
 }

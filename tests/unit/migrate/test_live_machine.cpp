@@ -1,4 +1,5 @@
-// Whole machines on the software CPU move from one Machine to another over a socket while their guest writes memory.
+// Whole machines, on either CPU backend, move from one Machine to another over a socket while their guest writes
+// memory.
 #include <future>
 
 #include <sys/socket.h>
@@ -100,14 +101,22 @@ private:
     UniqueFd m_fd;
 };
 
-class LiveMigration : public testing::Test {
+Result<std::unique_ptr<Partition>> on_soft() {
+    return create_soft_partition({});
+}
+Result<std::unique_ptr<Partition>> on_kvm() {
+    return create_kvm_partition({});
+}
+
+class LiveMigration : public testing::TestWithParam<decltype(&on_soft)> {
 protected:
     void SetUp() override {
+        if (auto partition = GetParam()(); !partition) GTEST_SKIP() << partition.error().message();
         std::array<int, 2> ends{};
         ASSERT_EQ(::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends.data()), 0);
         m_here = std::make_unique<Channel>(ends[0]);
         m_there = std::make_unique<Channel>(ends[1]);
-        m_source = std::make_unique<TinyMachine>(k_memory, nullptr, nullptr, writing_firmware());
+        m_source = std::make_unique<TinyMachine>(k_memory, nullptr, nullptr, writing_firmware(), GetParam()());
         m_owner = std::thread([this] {
             m_source->machine->start();
             m_end = m_source->machine->wait();
@@ -177,7 +186,7 @@ protected:
             } else {
                 auto state = decode_machine_state(content);
                 ASSERT_TRUE(state) << state.error().message();
-                m_target = std::make_unique<TinyMachine>(k_memory, &*state, std::move(ram));
+                m_target = std::make_unique<TinyMachine>(k_memory, &*state, std::move(ram), ByteVector(), GetParam()());
                 auto restored = m_target->machine->restore_state(*state);
                 ASSERT_TRUE(restored) << restored.error().message();
                 ASSERT_TRUE(m_there->send(Kind::Answer, {}));
@@ -194,7 +203,7 @@ protected:
     MachineEnd m_end = MachineEnd::Failed;
 };
 
-TEST_F(LiveMigration, GuestGoesOnExactly) {
+TEST_P(LiveMigration, GuestGoesOnExactly) {
     std::thread receiving([this] { receive(); });
     auto sender = make_sender();
     ASSERT_TRUE(sender) << sender.error().message();
@@ -220,7 +229,7 @@ TEST_F(LiveMigration, GuestGoesOnExactly) {
 }
 
 // The peer goes away at the very end: the source's guest goes on as if nothing had been, and can migrate after that.
-TEST_F(LiveMigration, FailedSwitchOverLeavesTheSourceRunning) {
+TEST_P(LiveMigration, FailedSwitchOverLeavesTheSourceRunning) {
     {
         auto sender = make_sender();
         ASSERT_TRUE(sender);
@@ -244,7 +253,7 @@ TEST_F(LiveMigration, FailedSwitchOverLeavesTheSourceRunning) {
 }
 
 // What devices write by way of the machine's RAM is in the log, and so is RAM that a reset wipes.
-TEST_F(LiveMigration, LogHasWhatDevicesWroteAndWipes) {
+TEST_P(LiveMigration, LogHasWhatDevicesWroteAndWipes) {
     auto& machine = *m_source->machine;
     auto* log = machine.partition().dirty_log();
     ASSERT_NE(log, nullptr);
@@ -269,7 +278,7 @@ TEST_F(LiveMigration, LogHasWhatDevicesWroteAndWipes) {
 }
 
 // A guest that is held back does less, and stops as soon as others do.
-TEST_F(LiveMigration, ThrottledGuestStillStops) {
+TEST_P(LiveMigration, ThrottledGuestStillStops) {
     auto& machine = *m_source->machine;
     machine.throttle(99);
     std::this_thread::sleep_for(std::chrono::milliseconds(100));
@@ -287,6 +296,9 @@ TEST_F(LiveMigration, ThrottledGuestStillStops) {
     EXPECT_EQ(m_end, MachineEnd::Stopped);
     expect_all_counts(machine);
 }
+
+INSTANTIATE_TEST_SUITE_P(Backends, LiveMigration, testing::Values(on_soft, on_kvm),
+                         [](auto const& instance) { return instance.param == on_soft ? "Soft" : "Kvm"; });
 
 } // namespace
 } // namespace coffer::vmm::tests
