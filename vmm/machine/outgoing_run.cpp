@@ -149,6 +149,7 @@ Result<void> OutgoingRun::send_disks(Leaving& leaving, control::Conversation& wi
     constexpr uint32_t k_max_rounds = 20;
     auto const line = std::make_shared<RoundProgress>(leaving, with);
     migrate::DiskSender::Options options;
+    options.cancelled = [&leaving] { return leaving.given_up.load(); };
     options.progress = [line](migrate::DiskProgress const& progress) {
         line->show(progress.done, progress.total, progress.bytes,
                    fmt::format("round {}, {} MiB of disks", progress.round, progress.total >> 20));

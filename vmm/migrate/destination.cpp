@@ -154,6 +154,9 @@ Result<void> Destination::begin_parts(FileMessage const& message) {
         size_t const number = message.disk - 1;
         if (number >= m_hello.disks.size() || !m_hello.disks[number].copied)
             return make_error(ErrorCode::Corrupt, "the other host sends disk {}, which it did not announce", number);
+        if (message.size != m_hello.disks[number].size)
+            return make_error(ErrorCode::Corrupt, "the other host sends disk {} with another size than it announced",
+                              number);
         path = TRY(m_options.place_disk(number, m_hello.disks[number]));
     }
     auto file = TRY(PartedFile::create(path, message.size, message.reserve));

@@ -68,6 +68,8 @@ Result<void> DiskSender::send_run(DiskFile const& file, uint64_t offset, Bytes r
 // `zeros`: they may be something else at the other end.
 Result<void> DiskSender::send_range(DiskFile const& file, int fd, FileRange const& range, bool zeros) {
     for (uint64_t at = range.offset; at < range.offset + range.size;) {
+        if (m_options.cancelled && m_options.cancelled())
+            return make_error(ErrorCode::Cancelled, "sending the VM's disks was given up");
         auto const piece =
             MutBytes(m_buffer).first(std::min<uint64_t>(m_buffer.size(), range.offset + range.size - at));
         TRY(pread_all(fd, piece, at, file.path));

@@ -37,6 +37,7 @@ struct DiskProgress {
 class DiskSender {
 public:
     struct Options {
+        std::function<bool()> cancelled = {}; // asked between pieces of 1 MiB
         std::function<void(DiskProgress const&)> progress = {};
     };
 
@@ -46,7 +47,7 @@ public:
     DiskSender(DiskSender const&) = delete;
     DiskSender& operator=(DiskSender const&) = delete;
 
-    // Everything at first, later what remaining() says. After an error nothing more can be sent.
+    // Everything at first, later what remaining() says. Cancelled, or another error: nothing more can be sent.
     Result<DiskRoundReport> send_round();
     // Bytes that the next round would send, but for the first.
     uint64_t remaining() const;

@@ -8,8 +8,14 @@
 namespace coffer::vmm::migrate {
 
 Result<PartedFile> PartedFile::create(std::filesystem::path path, uint64_t size, bool reserve) {
-    auto fd = TRY(open_file(path, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW));
-    PartedFile file(std::move(path), std::move(fd), size, reserve);
+    auto fd = open_file(path, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW);
+    if (!fd && fd.error().code() == ErrorCode::AlreadyExists)
+        return make_error(ErrorCode::AlreadyExists,
+                          "there is a file {} already: remove it, if it was left by a migration that was cut short, or "
+                          "have copies go elsewhere",
+                          path.native());
+    if (!fd) return std::move(fd).error();
+    PartedFile file(std::move(path), std::move(*fd), size, reserve);
     if (::ftruncate(file.m_fd.get(), static_cast<off_t>(size)) != 0)
         return errno_error(errno, fmt::format("cannot make {} {} bytes long", file.m_path.native(), size));
     if (reserve && size > 0 && ::fallocate(file.m_fd.get(), 0, 0, static_cast<off_t>(size)) != 0 && errno != EOPNOTSUPP)

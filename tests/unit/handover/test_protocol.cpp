@@ -143,6 +143,8 @@ TEST_F(Misbehaviour, PartsOfFilesFit) {
     refused(after_disk(FileMessage{.disk = 3, .size = 4096, .in_parts = true}), "no such disk");
     refused(after_disk(FileMessage{.disk = 1, .size = 4096}), "twice, and whole");
     refused([](Stream& stream) { return stream.send(FileMessage{.disk = 1, .size = 4096}); }, "a disk, whole");
+    refused([](Stream& stream) { return stream.send(FileMessage{.disk = 1, .size = 8192, .in_parts = true}); },
+            "of another size");
     refused(
         [&](Stream& stream) -> Result<void> {
             TRY(stream.send(disk));
