@@ -29,7 +29,7 @@ Result<int> suspend(Context const& context, SuspendOptions const& options) {
                         }}));
     }
     // Saved and durable; what is left is the end of its process.
-    while (TRY(vmm::home_user(location))) std::this_thread::sleep_for(std::chrono::milliseconds(20));
+    while (TRY(vmm::home_user(location))) std::this_thread::sleep_for(std::chrono::milliseconds(2));
     print_line(fmt::format("VM '{}' is suspended", options.name));
     return to_int(ExitCode::Ok);
 }

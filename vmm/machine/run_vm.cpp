@@ -189,7 +189,7 @@ Result<PlatformConfig> Runner::make_config() {
     PlatformConfig config;
     config.vm = m_home.config();
     config.kernel = std::move(m_options.kernel);
-    if (m_options.incoming) {
+    if (m_options.incoming || m_saved->state()) {
         // Its content came with the machine; a later start reads it.
         TRY_CONTEXT(open_file(config.vm.firmware_code, O_RDONLY | O_NOCTTY), "firmware");
     } else {

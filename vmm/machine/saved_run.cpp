@@ -57,7 +57,7 @@ Result<void> SavedRun::configure(PlatformConfig& config) {
     if (!m_state) return {};
     if (config.variables != m_state->variables) return changed_meanwhile("UEFI variables were");
     if (config.tpm && config.tpm->state != m_state->tpm_permanent) return changed_meanwhile("The TPM was");
-    config.firmware_code = m_state->firmware_code;
+    config.firmware_code = std::move(m_state->firmware_code);
     return {};
 }
 

@@ -67,6 +67,9 @@ Result<ImageTable> read_image_table(int fd, OpenedImage const& image) {
         table.at < home_spec::data::k_header_size || table.at > file_size ||
         file_size - table.at != count * spec::k_entry)
         return changed(path, "its header is malformed");
+    // Read while the table is, and most likely in front: advice only.
+    ::posix_fadvise(fd, home_spec::data::k_header_size,
+                    static_cast<off_t>(table.state_size + size_t{16} * spec::k_cluster), POSIX_FADV_WILLNEED);
     ByteVector bytes(count * spec::k_entry);
     auto read = pread_all(fd, bytes, table.at, path);
     if (!read && read.error().code() == ErrorCode::Corrupt) return changed(path, "it is too short");

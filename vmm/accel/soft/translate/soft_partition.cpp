@@ -13,6 +13,30 @@ namespace soft {
 
 namespace {
 
+struct TscSample {
+    uint64_t tsc = 0;
+    Nanoseconds time = 0;
+};
+
+// The tightest of some pairs.
+TscSample sample_tsc() noexcept {
+    TscSample best;
+    uint64_t best_width = ~0ULL;
+    for (int i = 0; i < 16; ++i) {
+        uint64_t before = __rdtsc();
+        Nanoseconds now = monotonic_now();
+        uint64_t after = __rdtsc();
+        if (after - before < best_width) {
+            best_width = after - before;
+            best = {before + best_width / 2, now};
+        }
+    }
+    return best;
+}
+
+// When a machine is made, the program has run for longer than is to be measured, and nothing waits for that.
+TscSample const k_program_start = sample_tsc();
+
 // Host TSC ticks a second. From the hypervisor's timing leaf where there is one, else measured.
 uint64_t measure_tsc_hz() {
     unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
@@ -23,27 +47,15 @@ uint64_t measure_tsc_hz() {
             if (eax > 100'000 && eax < 100'000'000) return uint64_t{eax} * 1000;
         }
     }
-    // The tightest of some pairs at both ends of 20 ms.
-    auto sample = [](Nanoseconds& time) {
-        uint64_t best_width = ~0ULL, best_tsc = 0;
-        for (int i = 0; i < 16; ++i) {
-            uint64_t before = __rdtsc();
-            Nanoseconds now = monotonic_now();
-            uint64_t after = __rdtsc();
-            if (after - before < best_width) {
-                best_width = after - before;
-                best_tsc = before + best_width / 2;
-                time = now;
-            }
-        }
-        return best_tsc;
-    };
-    Nanoseconds start = 0, end = 0;
-    uint64_t first = sample(start);
-    while (monotonic_now() - start < 20 * k_ns_per_ms) __builtin_ia32_pause();
-    uint64_t last = sample(end);
-    // About 10^8 ticks: the product stays below 2^63.
-    return (last - first) * static_cast<uint64_t>(k_ns_per_s) / static_cast<uint64_t>(end - start);
+    constexpr Nanoseconds k_span = 20 * k_ns_per_ms;
+    // A host that slept meanwhile stopped one clock and not the other, and longer is not needed.
+    constexpr Nanoseconds k_longest = 50 * k_span;
+    auto first = k_program_start;
+    if (monotonic_now() - first.time > k_longest) first = sample_tsc();
+    while (monotonic_now() - first.time < k_span) __builtin_ia32_pause();
+    auto last = sample_tsc();
+    // At most some 10^9 ticks: the product stays below 2^64.
+    return (last.tsc - first.tsc) * static_cast<uint64_t>(k_ns_per_s) / static_cast<uint64_t>(last.time - first.time);
 }
 
 // Passes signals on to the vCPU once it exists; before that nothing can be pending that it would miss.
