@@ -48,8 +48,7 @@ void watch_for_cancel() {
 Result<vmm::OutgoingMigration> handed_over_migration(vmm::HomeLocation const& location) {
     auto const record = TRY(vmm::read_host_record(location.host_record()));
     if (!record || !std::filesystem::exists(location.folder()))
-        return make_error(ErrorCode::NotFound, "there is no VM '{}' in {}", location.name,
-                          location.root.vms().native());
+        return vmm::no_such_home(location);
     if (record->standing == vmm::Standing::Owner)
         return make_error(ErrorCode::InvalidArgument, "VM '{}' is this host's: there is no migration to settle",
                           location.name);

@@ -43,8 +43,7 @@ Result<int> remove(Context const& context, RemoveOptions const& options) {
     // Said before anything is asked.
     auto user = vmm::home_user(location);
     if (!std::filesystem::exists(location.folder()))
-        return make_error(ErrorCode::NotFound, "there is no VM '{}' in {}", location.name,
-                          location.root.vms().native());
+        return vmm::no_such_home(location);
     if (user && user->has_value())
         return make_error(ErrorCode::Busy, "VM '{}' is running (process {}): power it off first", options.name, **user);
     auto const record = vmm::read_host_record(location.host_record());

@@ -23,9 +23,7 @@ struct StopOptions {
 Result<int> stop(Context const& context, StopOptions const& options) {
     constexpr auto k_step = std::chrono::milliseconds(100);
     auto location = TRY(context.location(options.name));
-    if (!std::filesystem::exists(location.folder()))
-        return make_error(ErrorCode::NotFound, "there is no VM '{}' in {}", location.name,
-                          location.root.vms().native());
+    if (!std::filesystem::exists(location.folder())) return vmm::no_such_home(location);
     auto const end = monotonic_now() + static_cast<Nanoseconds>(options.timeout * static_cast<double>(k_ns_per_s));
     auto client = TRY(vmm::control::Client::connect(location));
     TRY(client.call(vmm::control::StopRequest{options.force}));

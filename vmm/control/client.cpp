@@ -45,6 +45,7 @@ Result<Client> Client::connect(HomeLocation const& location) {
             "VM '{}' is in use by process {}, which takes no requests: another verb, 'tpm serve', or a VM "
             "that was started with another XDG_RUNTIME_DIR",
             location.name, *user);
+    if (!std::filesystem::exists(location.folder())) return no_such_home(location);
     return make_error(ErrorCode::NotFound, "VM '{}' is not running", location.name);
 }
 

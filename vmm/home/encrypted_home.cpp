@@ -538,6 +538,11 @@ Result<void> EncryptedHome::hand_over(Uuid const& migration) {
                              {m_header.vm, true, m_header.sequence + 1, Standing::HandedOver, migration});
 }
 
+Result<HostRecord> EncryptedHome::settled_record() {
+    TRY(begin_change());
+    return HostRecord{m_header.vm, true, m_header.sequence};
+}
+
 Result<void> EncryptedHome::claim(HistoryKind kind, std::string_view text) {
     std::lock_guard guard(m_mutex);
     TRY(check_writer());

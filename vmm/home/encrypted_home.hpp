@@ -51,6 +51,8 @@ private:
 
     // What follows is called with the home's mutex held.
 
+    Result<HostRecord> settled_record() override;
+
     Result<crypto::DataEncryptionKey const*> key_of(DataFileHeader const& header,
                                                     std::filesystem::path const& path) const;
     // The data file's content and header, authentic and not older than the manifest says.

@@ -74,6 +74,9 @@ Result<HomeSummary> summarize_home(HomeLocation const& location);
 // The process that holds the home's lock, as HomeLock::holder().
 Result<std::optional<pid_t>> home_user(HomeLocation const& location);
 
+// NotFound; says where the VM is where it has moved to another root of this host.
+Error no_such_home(HomeLocation const& location);
+
 // Names of the homes in a root, sorted; folders whose names cannot be VMs' names are left out.
 Result<std::vector<std::string>> list_homes(HomeRoot const& root);
 

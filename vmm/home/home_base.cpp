@@ -81,6 +81,7 @@ HomeBase::HomeBase(HomeLocation location, std::optional<HomeLock> lock)
 
 Result<void> HomeBase::check_writer() const {
     if (!m_lock) return make_error(ErrorCode::InvalidArgument, "home '{}' was opened to be read only", m_location.name);
+    if (!m_doubt.empty()) return make_error(ErrorCode::Io, "{}", m_doubt);
     return {};
 }
 
@@ -103,6 +104,19 @@ Result<void> HomeBase::claim(HistoryKind, std::string_view) {
 
 Result<crypto::MacKey> HomeBase::migration_key(Uuid const&) const {
     return cannot_migrate(m_location);
+}
+
+Result<HomeLock> HomeBase::change_place(PlaceChange const& change) {
+    std::lock_guard guard(m_mutex);
+    auto const record = TRY(settled_record());
+    auto place = TRY(change(record));
+    if (!place.lock) {
+        m_doubt = std::move(place.doubt);
+        return make_error(ErrorCode::Io, "{}", m_doubt);
+    }
+    m_location = std::move(place.location);
+    std::swap(*m_lock, *place.lock);
+    return *std::move(place.lock);
 }
 
 Result<void> HomeBase::check_further_name(std::string_view name) {

@@ -8,6 +8,7 @@
 #include "vmm/home/data_file.hpp"
 #include "vmm/home/home_lock.hpp"
 #include "vmm/home/home_session.hpp"
+#include "vmm/home/host_record.hpp"
 
 namespace coffer::vmm {
 
@@ -25,6 +26,12 @@ struct FileHead {
 };
 Result<std::optional<FileHead>> read_file_head(std::filesystem::path const& path);
 
+struct NewPlace {
+    HomeLocation location;
+    std::optional<HomeLock> lock; // of the home there; nothing where it cannot be told which of the two counts
+    std::string doubt = {};       // why that is
+};
+
 class HomeBase : public HomeSession {
 public:
     HomeBase(HomeLocation location, std::optional<HomeLock> lock);
@@ -36,8 +43,11 @@ public:
     Result<void> hand_over(Uuid const& migration) override;
     Result<void> claim(HistoryKind kind, std::string_view text) override;
     Result<crypto::MacKey> migration_key(Uuid const& migration) const override;
+    Result<HomeLock> change_place(PlaceChange const& change) final;
 
 protected:
+    // Of this host's home as it is, with nothing owed; the mutex is held.
+    virtual Result<HostRecord> settled_record() = 0;
     std::filesystem::path path_of(std::string_view name) const { return m_location.folder() / name; }
     std::filesystem::path path_of(HomeFile file) const { return path_of(file_name(file)); }
     // InvalidArgument in a session that was opened to read.
@@ -56,6 +66,7 @@ protected:
     std::optional<HomeLock> m_lock;
     VmConfig m_config;
     bool m_first_seen = false;
+    std::string m_doubt; // not empty: nothing is changed any more, and why
     mutable std::mutex m_mutex;
 
 private:

@@ -6,9 +6,11 @@
 
 #include "base/clock.hpp"
 #include "base/file.hpp"
+#include "base/log.hpp"
 #include "crypto/random.hpp"
 #include "vmm/home/data_file.hpp"
 #include "vmm/home/home_session.hpp"
+#include "vmm/home/migration_journal.hpp"
 
 namespace coffer::vmm {
 
@@ -63,6 +65,10 @@ fs::path old_folder(HomeLocation const& location) {
 }
 
 Error no_such_home(HomeLocation const& location) {
+    auto const moved = MigrationJournal(location.root).moved_to(location.name);
+    if (moved && *moved)
+        return make_error(ErrorCode::NotFound, "VM '{}' has moved to {}: 'coffer --home-root {} ...' reaches it there",
+                          location.name, **moved, **moved);
     return make_error(ErrorCode::NotFound, "there is no VM '{}' in {}", location.name, location.root.vms().native());
 }
 
@@ -159,7 +165,21 @@ Result<void> HomeInTheMaking::publish(HostRecord const& record) {
         return errno_error(errno, fmt::format("cannot rename {} to {}", making.native(), target.native()));
     }
     m_published = true;
+    // Where one of the name was before is of no interest any more.
+    if (auto forgotten = MigrationJournal(m_location.root).forget_moved(m_location.name); !forgotten)
+        log::warning("{}", forgotten.error().message());
     return sync_folder(m_location.root.vms());
+}
+
+HomeLock HomeInTheMaking::end() {
+    COFFER_ASSERT(m_lock);
+    if (!m_published) {
+        // What stays is removed by the next attempt.
+        [[maybe_unused]] auto cleaned = remove_tree(folder());
+    }
+    auto lock = *std::move(m_lock);
+    m_lock.reset();
+    return lock;
 }
 
 Result<void> HomeInTheMaking::exchange() {

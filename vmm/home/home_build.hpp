@@ -18,7 +18,6 @@ bool present(std::filesystem::path const& path);
 Result<void> remove_tree(std::filesystem::path const& folder);
 // Where remove_home() puts a home before it deletes it.
 std::filesystem::path old_folder(HomeLocation const& location);
-Error no_such_home(HomeLocation const& location);
 Error home_exists(HomeLocation const& location);
 
 // Removes what a crash in an earlier making, conversion or removal left beside the home, which may be an unencrypted
@@ -44,6 +43,8 @@ public:
     Result<void> publish(HostRecord const& record);
     // Makes it the home in place of the one that is there, whose lock the caller has.
     Result<void> exchange();
+    // After either: its lock, which is the home's since, and removes what is left of the making.
+    HomeLock end();
 
     std::filesystem::path folder() const;
 

@@ -33,14 +33,6 @@ std::string plain(fs::path const& path) {
     return text;
 }
 
-Result<void> check_provider(HomeSummary const& summary, HomeRoot const& to) {
-    if (!summary.encrypted || ProviderRegistry(to.providers()).find(summary.provider)) return {};
-    return make_error(ErrorCode::KeyUnavailable,
-                      "{} has not the key provider of VM '{}' ({}), so that it could not be run there: bring it by "
-                      "'coffer provider backup' and 'coffer --home-root {} provider restore' first",
-                      to.root.native(), summary.name, summary.provider.to_string(), to.root.native());
-}
-
 Result<void> copy_files(fs::path const& from, IncomingHome& to, MoveProgress const& progress) {
     auto const files = TRY(list_home_files(from));
     uint64_t total = 0;
@@ -54,26 +46,11 @@ Result<void> copy_files(fs::path const& from, IncomingHome& to, MoveProgress con
     return {};
 }
 
-// What a move that was stopped right before its end left of a home that is elsewhere now. True where there was
-// something.
-Result<bool> forget_moved(HomeLocation const& location) {
-    if (present(location.folder())) return false;
-    auto const record = TRY(read_host_record(location.host_record()));
-    if (!record || record->standing != Standing::HandedOver) return false;
-    MigrationJournal const journal(location.root);
-    auto const entry = TRY(journal.read_outgoing(record->migration));
-    if (!entry || entry->peer != crypto::Digest{}) return false; // another host's
-    TRY(remove_host_record(location.host_record()));
-    TRY(journal.forget_outgoing(record->migration));
-    TRY(remove_tree(old_folder(location)));
-    return true;
-}
-
 // The moment of change has passed: all that is left is to say so everywhere.
 Result<void> finish_move(HomeLocation const& from, HomeLocation const& to, Uuid const& id) {
     MigrationJournal const journal(to.root);
     auto const entry = TRY(journal.read_incoming(id));
-    if (!entry || entry->state == IncomingState::Abandoned) return handed_over(from, id);
+    if (!entry) return handed_over(from, id);
     if (entry->state == IncomingState::Prepared) TRY(journal.start(id));
 
     // Whoever has the new home open already knows from the journal that it is this root's.
@@ -87,19 +64,74 @@ Result<void> finish_move(HomeLocation const& from, HomeLocation const& to, Uuid 
         }
         arrived = true;
     }
+    TRY(leave_home(from, id));
+    if (arrived) TRY(journal.forget_incoming(id));
+    return {};
+}
 
+// Nothing came of the move that took the home away, and nothing ever will: it is its old root's again.
+Result<void> take_back(HomeLocation const& from, HostRecord& record) {
+    auto const id = std::exchange(record.migration, Uuid());
+    record.standing = Standing::Owner;
+    --record.sequence;
+    TRY(write_host_record(from.host_record(), record));
+    return MigrationJournal(from.root).forget_outgoing(id);
+}
+
+} // namespace
+
+Result<void> leave_home(HomeLocation const& from, Uuid const& id) {
+    MigrationJournal const journal(from.root);
+    TRY(journal.note_moved(id));
     auto const removing = old_folder(from);
     TRY(remove_tree(removing));
     if (::rename(from.folder().c_str(), removing.c_str()) != 0)
         return errno_error(errno, fmt::format("the VM has moved, but {} cannot be removed", from.folder().native()));
     TRY(sync_folder(from.root.vms()));
     TRY(remove_host_record(from.host_record()));
-    TRY(MigrationJournal(from.root).forget_outgoing(id));
-    if (arrived) TRY(journal.forget_incoming(id));
+    TRY(journal.forget_outgoing(id));
     return remove_tree(removing);
 }
 
-} // namespace
+IncomingMigration incoming_move(Uuid const& id, Uuid const& vm, std::string name) {
+    IncomingMigration incoming;
+    incoming.id = id;
+    incoming.vm = vm;
+    incoming.name = std::move(name);
+    incoming.peer_name = k_this_host;
+    return incoming;
+}
+
+OutgoingMigration outgoing_move(Uuid const& id, Uuid const& vm, std::string name, HomeRoot const& to) {
+    OutgoingMigration outgoing;
+    outgoing.id = id;
+    outgoing.vm = vm;
+    outgoing.name = std::move(name);
+    outgoing.peer_name = k_this_host;
+    outgoing.place = plain(to.root);
+    return outgoing;
+}
+
+Result<void> check_provider(HomeSummary const& summary, HomeRoot const& to) {
+    if (!summary.encrypted || ProviderRegistry(to.providers()).find(summary.provider)) return {};
+    return make_error(ErrorCode::KeyUnavailable,
+                      "{} has not the key provider of VM '{}' ({}), so that it could not be run there: bring it by "
+                      "'coffer provider backup' and 'coffer --home-root {} provider restore' first",
+                      to.root.native(), summary.name, summary.provider.to_string(), to.root.native());
+}
+
+Result<bool> forget_moved(HomeLocation const& location) {
+    if (present(location.folder())) return false;
+    auto const record = TRY(read_host_record(location.host_record()));
+    if (!record || record->standing != Standing::HandedOver) return false;
+    MigrationJournal const journal(location.root);
+    auto const entry = TRY(journal.read_outgoing(record->migration));
+    if (!entry || entry->peer != crypto::Digest{}) return false; // another host's
+    TRY(remove_host_record(location.host_record()));
+    TRY(journal.forget_outgoing(record->migration));
+    TRY(remove_tree(old_folder(location)));
+    return true;
+}
 
 Result<void> move_home(HomeLocation const& from, HomeRoot const& to, MoveProgress const& progress) {
     if (from.root.root == to.root)
@@ -114,7 +146,11 @@ Result<void> move_home(HomeLocation const& from, HomeRoot const& to, MoveProgres
     if (record.vm != summary.uuid)
         return make_error(ErrorCode::Integrity, "{} is not the home that this host knows under the name",
                           from.folder().native());
-    if (record.standing == Standing::HandedOver) return finish_move(from, target, record.migration);
+    if (record.standing == Standing::HandedOver) {
+        auto const entry = TRY(MigrationJournal(to).read_incoming(record.migration));
+        if (!entry || entry->state != IncomingState::Abandoned) return finish_move(from, target, record.migration);
+        TRY(take_back(from, record));
+    }
     if (record.standing == Standing::Arriving)
         return make_error(ErrorCode::Busy,
                           "VM '{}' was on its way here from another host, and is not moved before that "
@@ -128,20 +164,8 @@ Result<void> move_home(HomeLocation const& from, HomeRoot const& to, MoveProgres
     TRY(copy_files(from.folder(), copy, progress));
     auto const id = TRY(crypto::random_uuid());
     TRY(copy.publish(record.vm, record.sequence, id, record.encrypted));
-    IncomingMigration incoming;
-    incoming.id = id;
-    incoming.vm = record.vm;
-    incoming.name = from.name;
-    incoming.peer_name = k_this_host;
-    TRY(MigrationJournal(to).prepare(std::move(incoming)));
-
-    OutgoingMigration outgoing;
-    outgoing.id = id;
-    outgoing.vm = record.vm;
-    outgoing.name = from.name;
-    outgoing.peer_name = k_this_host;
-    outgoing.place = plain(to.root);
-    TRY(MigrationJournal(from.root).write_outgoing(std::move(outgoing)));
+    TRY(MigrationJournal(to).prepare(incoming_move(id, record.vm, from.name)));
+    TRY(MigrationJournal(from.root).write_outgoing(outgoing_move(id, record.vm, from.name, to)));
     record.standing = Standing::HandedOver;
     record.migration = id;
     ++record.sequence;

@@ -10,7 +10,9 @@
 
 #include <functional>
 
+#include "vmm/home/home_admin.hpp"
 #include "vmm/home/home_location.hpp"
+#include "vmm/home/migration_journal.hpp"
 
 namespace coffer::vmm {
 
@@ -21,5 +23,18 @@ using MoveProgress = std::function<Result<void>(uint64_t done, uint64_t total)>;
 // name, or this VM under another; KeyUnavailable where `to` has not the key provider that opens it; InvalidArgument
 // where the folder holds what no home does; NoSpace.
 Result<void> move_home(HomeLocation const& from, HomeRoot const& to, MoveProgress const& progress);
+
+// Parts of it, for moves of open homes (vmm/home/open_home_move.hpp).
+
+// KeyUnavailable where `to` has not the provider that opens the home.
+Result<void> check_provider(HomeSummary const& summary, HomeRoot const& to);
+// What a move that was stopped right before its end left of a home that is elsewhere now. True where there was
+// something.
+Result<bool> forget_moved(HomeLocation const& location);
+// Removes a home that has moved, and says where it went from then on. The caller has its lock.
+Result<void> leave_home(HomeLocation const& from, Uuid const& id);
+// What the two roots' journals say of a move.
+IncomingMigration incoming_move(Uuid const& id, Uuid const& vm, std::string name);
+OutgoingMigration outgoing_move(Uuid const& id, Uuid const& vm, std::string name, HomeRoot const& to);
 
 } // namespace coffer::vmm

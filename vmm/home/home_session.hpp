@@ -94,6 +94,14 @@ enum class RollbackPolicy : uint8_t {
     Accept,
 };
 
+struct HostRecord;
+struct NewPlace;
+class HomeLock;
+
+// Makes the home that lies at another place the one that counts (vmm/home/open_home_move.hpp); `record` is what this
+// host has to say of the home as it is.
+using PlaceChange = std::function<Result<NewPlace>(HostRecord const& record)>;
+
 class HomeSession {
 public:
     virtual ~HomeSession() = default;
@@ -182,6 +190,11 @@ public:
     virtual Result<void> claim(HistoryKind kind, std::string_view text) = 0;
     // Proves that whoever has it can open the home.
     virtual Result<crypto::MacKey> migration_key(Uuid const& migration) const = 0;
+
+    // Another root of this host: calls `change` with no commit under way and none owed. After success the session, and
+    // location(), are at the new place, and the lock of the old one is the caller's. After an error the session goes on
+    // where it was; but where `change` said that it cannot be told which home counts, it changes neither any more.
+    virtual Result<HomeLock> change_place(PlaceChange const& change) = 0;
 
     // commit() as the devices know it. Lives as long as the session.
     virtual devices::NvStore& store(HomeFile file) noexcept = 0;

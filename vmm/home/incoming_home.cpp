@@ -141,7 +141,12 @@ Result<void> IncomingHome::copy_file(std::string const& name, std::filesystem::p
     return end_file();
 }
 
-Result<void> IncomingHome::publish(Uuid const& vm, uint64_t sequence, Uuid const& migration, bool encrypted) {
+std::filesystem::path IncomingHome::folder() const {
+    COFFER_ASSERT(m_making);
+    return m_making->folder();
+}
+
+Result<HomeLock> IncomingHome::publish(Uuid const& vm, uint64_t sequence, Uuid const& migration, bool encrypted) {
     COFFER_ASSERT(m_making && !m_file.valid());
     TRY(check_may_arrive(m_location, vm, sequence));
     TRY(sync_folder(m_making->folder()));
@@ -154,8 +159,9 @@ Result<void> IncomingHome::publish(Uuid const& vm, uint64_t sequence, Uuid const
         TRY(write_host_record(m_location.host_record(), record));
         TRY(m_making->exchange());
     }
+    auto lock = m_making->end();
     m_making.reset();
-    return {};
+    return lock;
 }
 
 Result<void> remove_arriving(HomeLocation const& location, Uuid const& migration) {

@@ -14,6 +14,7 @@
 #include "crypto/keys.hpp"
 #include "vmm/home/file_copy.hpp"
 #include "vmm/home/home_location.hpp"
+#include "vmm/home/home_lock.hpp"
 #include "vmm/home/host_record.hpp"
 
 namespace coffer::vmm {
@@ -44,13 +45,17 @@ public:
     // As begin_file() to end_file() of a file that this host has.
     Result<void> copy_file(std::string const& name, std::filesystem::path const& from, CopyProgress const& progress);
 
+    // Where it grows.
+    std::filesystem::path folder() const;
+
     // Disks of the configuration that are elsewhere on this host, by their number: written as the next writing of
     // `config`, which whoever opens the home settles.
     Result<void> move_disks(crypto::BundleKey const& key, std::map<size_t, std::filesystem::path> const& places);
 
     // Durable, under its name, in place of a home that was handed over; the host's record says that it is arriving,
-    // with the home at writing `sequence`. Errors as check_may_arrive(), and Io.
-    Result<void> publish(Uuid const& vm, uint64_t sequence, Uuid const& migration, bool encrypted = true);
+    // with the home at writing `sequence`. Errors as check_may_arrive(), and Io. Gives the home's lock, which nobody
+    // else had since begin().
+    Result<HomeLock> publish(Uuid const& vm, uint64_t sequence, Uuid const& migration, bool encrypted = true);
 
 private:
     explicit IncomingHome(HomeLocation location, std::unique_ptr<HomeInTheMaking> making);

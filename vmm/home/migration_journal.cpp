@@ -93,6 +93,27 @@ Result<void> MigrationJournal::forget_outgoing(Uuid const& id) const {
     return remove_file(path("out", id));
 }
 
+Result<void> MigrationJournal::note_moved(Uuid const& id) const {
+    auto entry = TRY(read_outgoing(id));
+    if (!entry) return {};
+    entry->state = OutgoingState::Settled;
+    auto const at = m_folder / ("moved-" + entry->name);
+    return write_checked_file(at, k_outgoing, encode_fields(std::move(*entry)));
+}
+
+Result<std::optional<std::string>> MigrationJournal::moved_to(std::string const& name) const {
+    auto const at = m_folder / ("moved-" + name);
+    auto fields = TRY(read_entry(at, k_outgoing));
+    if (!fields) return std::optional<std::string>();
+    return std::optional(TRY(decode_outgoing(*fields, at)).place);
+}
+
+Result<void> MigrationJournal::forget_moved(std::string const& name) const {
+    auto const at = m_folder / ("moved-" + name);
+    std::error_code ignored;
+    return fs::exists(at, ignored) ? remove_file(at) : Result<void>();
+}
+
 Result<void> MigrationJournal::write_incoming(IncomingMigration migration) const {
     migration.time = wall_clock_seconds();
     auto const at = path("in", migration.id);

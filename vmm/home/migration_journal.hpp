@@ -2,6 +2,7 @@
 //
 //   out-UUID   a VM that was handed over to another host
 //   in-UUID    a VM that came from another host
+//   moved-NAME where a VM of that name went, to another root of this host; as out-UUID, and only for messages
 //
 // Which host owns a VM is decided by two writings alone: the source's host record (vmm/home/host_record.hpp) says
 // `handed over` before it lets the destination go, and the destination's file here goes from Prepared to Started, or to
@@ -86,6 +87,11 @@ public:
     Result<void> write_outgoing(OutgoingMigration migration) const;
     // Nothing is left here that it is about. No error where there is none.
     Result<void> forget_outgoing(Uuid const& id) const;
+
+    // The root that a VM of this name went to, by the outgoing migration `id`; nothing where it is not known.
+    Result<void> note_moved(Uuid const& id) const;
+    Result<std::optional<std::string>> moved_to(std::string const& name) const;
+    Result<void> forget_moved(std::string const& name) const;
 
     // Durable on success. AlreadyExists where the journal knows the migration.
     Result<void> prepare(IncomingMigration migration) const;

@@ -163,6 +163,13 @@ Result<OpenedImage> PlainHome::open_image(std::string_view name) const {
     return OpenedImage{std::move(opened.header), std::move(opened.root), std::nullopt, std::move(path)};
 }
 
+Result<HostRecord> PlainHome::settled_record() {
+    TRY(check_writer());
+    // Its sequence is of when the home was encrypted, if ever.
+    auto const record = TRY(read_host_record(m_location.host_record()));
+    return HostRecord{m_config.uuid, false, record ? record->sequence : 0};
+}
+
 Error PlainHome::no_keys(std::string_view what) const {
     return make_error(ErrorCode::InvalidArgument, "home '{}' is unencrypted: there is no key to {}", m_location.name,
                       what);

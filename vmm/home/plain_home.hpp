@@ -41,6 +41,7 @@ public:
 private:
     using HomeBase::HomeBase;
 
+    Result<HostRecord> settled_record() override;
     bool present(std::string_view name) const;
     Result<OpenedDataFile> load_checked(std::string_view name) const;
     Result<void> write_data(std::string_view name, Bytes content);
