@@ -33,6 +33,8 @@ public:
     // Busy.
     void unlock() noexcept;
     Result<void> lock();
+    // The file has another name now; for messages.
+    void rename(std::filesystem::path path) { m_path = std::move(path); }
     // Holes where the file system makes them; else zeroes are written.
     Result<void> write_zeroes(uint64_t offset, uint64_t size) override;
     Result<void> discard(uint64_t offset, uint64_t size) override;

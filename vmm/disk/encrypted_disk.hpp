@@ -14,6 +14,8 @@ public:
     uint64_t size() const noexcept override { return m_header.layout.content_size; }
     bool read_only() const noexcept override { return m_file->read_only(); }
     DiskHeader const& header() const noexcept { return m_header; }
+    // The image has another name now; for messages. With no I/O under way.
+    void rename(std::filesystem::path path) { m_path = std::move(path); }
 
     // Brings the image to rest: everything durable and, of an authenticated disk, in its place. The epoch of header()
     // is final afterwards.

@@ -100,6 +100,30 @@ std::vector<HomeDisks::WrittenFile> HomeDisks::written_files() const {
     return files;
 }
 
+std::vector<HomeDisks::FileOfHome> HomeDisks::home_files() const {
+    std::vector<FileOfHome> files;
+    for (size_t i = 0; i < m_images.size(); ++i) {
+        auto const protection = m_home->config().disks[i].protection;
+        bool own = true;
+        for (auto* file : m_images[i]->files()) {
+            if (!own || protection != DiskProtection::None)
+                files.push_back({file, own && protection == DiskProtection::Authenticated});
+            own = false;
+        }
+    }
+    return files;
+}
+
+void HomeDisks::home_moved() {
+    auto const folder = m_home->location().folder();
+    size_t encrypted = 0;
+    for (size_t i = 0; i < m_images.size(); ++i) {
+        auto const& config = m_home->config().disks[i];
+        m_images[i]->rename(config.file(folder));
+        if (config.protection != DiskProtection::None) m_encrypted[encrypted++]->rename(config.file(folder));
+    }
+}
+
 std::vector<devices::RawDisk*> HomeDisks::shared() const {
     std::vector<devices::RawDisk*> disks;
     for (size_t i = 0; i < m_images.size(); ++i)

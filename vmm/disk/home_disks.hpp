@@ -36,6 +36,14 @@ public:
         bool in_home = false; // otherwise the disk's image, wherever that is
     };
     std::vector<WrittenFile> written_files() const;
+    // All that lie in the home, written or not; and that the home lies elsewhere now, and they with it. For who moves
+    // it (vmm/disk/disk_move.hpp).
+    struct FileOfHome {
+        TrackedFile* file = nullptr;
+        bool reserved = false; // made with all of its blocks
+    };
+    std::vector<FileOfHome> home_files() const;
+    void home_moved();
 
     // Disk images outside of the home, which another host may share: while nothing is written here, it may open them.
     // hold() takes them back: Busy while another has one.

@@ -24,6 +24,8 @@ public:
 
     // The files that it lies in, the lowest first. They live until they are merged.
     std::vector<TrackedFile*> files();
+    // The image's own file has another name now; for messages. With no I/O under way.
+    void rename(std::filesystem::path path) { m_path = std::move(path); }
     uint64_t size() const noexcept override { return m_base->size(); }
     bool read_only() const noexcept override { return m_base->read_only(); }
     Result<void> read(uint64_t offset, MutBytes to) override;

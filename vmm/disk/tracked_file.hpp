@@ -62,6 +62,12 @@ public:
     devices::BlockBackend& file() noexcept { return *m_file; }
     std::filesystem::path const& path() const noexcept { return m_path; }
     DirtyBlocks& dirty() noexcept { return m_dirty; }
+    // A copy, of the same content, takes the file's place. With no I/O under way.
+    void exchange(std::unique_ptr<devices::BlockBackend> file, std::filesystem::path path) noexcept {
+        COFFER_ASSERT(file->size() == size());
+        m_file = std::move(file);
+        m_path = std::move(path);
+    }
 
     uint64_t size() const noexcept override { return m_file->size(); }
     bool read_only() const noexcept override { return m_file->read_only(); }
