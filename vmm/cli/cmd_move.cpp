@@ -1,11 +1,17 @@
 // coffer move NAME --home-root DIR
+#include <csignal>
+
 #include <CLI/CLI.hpp>
 
+#include "base/log.hpp"
 #include "vmm/cli/context.hpp"
 #include "vmm/cli/exit_codes.hpp"
 #include "vmm/cli/progress.hpp"
+#include "vmm/control/client.hpp"
+#include "vmm/control/move.hpp"
 #include "vmm/home/home_admin.hpp"
 #include "vmm/home/home_move.hpp"
+#include "vmm/home/host_record.hpp"
 
 namespace coffer::cli {
 
@@ -16,15 +22,57 @@ struct MoveOptions {
     std::string to;
 };
 
+volatile std::sig_atomic_t g_cancelled = 0;
+
+// The first Ctrl-C gives the move up, and leaves the VM where it is; a second one ends this process.
+void watch_for_cancel() {
+    g_cancelled = 0;
+    struct sigaction action {};
+    action.sa_handler = [](int) { g_cancelled = 1; };
+    action.sa_flags = static_cast<int>(SA_RESETHAND);
+    for (int number : {SIGINT, SIGTERM, SIGHUP}) ::sigaction(number, &action, nullptr);
+}
+
+Result<void> move_running(vmm::HomeLocation const& from, vmm::HomeRoot const& to) {
+    auto const summary = TRY(vmm::summarize_home(from));
+    TRY(vmm::check_provider(summary, to));
+    auto client = TRY(vmm::control::Client::connect(from));
+    watch_for_cancel();
+    auto const answer = [&] {
+        ProgressLine line(fmt::format("moving '{}'", from.name));
+        vmm::control::CallOptions call;
+        call.on_progress = [&](vmm::control::Progress const& progress) {
+            line.rename(progress.what);
+            line.show(progress.done, progress.total);
+        };
+        call.cancelled = [] { return g_cancelled != 0; };
+        call.silence_limit = 0;
+        return client.call(vmm::control::MoveRequest{to.root.native(), to.state.native(), summary.provider}, call);
+    }();
+    if (!answer && answer.error().code() == ErrorCode::Cancelled && g_cancelled)
+        return make_error(ErrorCode::Cancelled, "the move was given up, and VM '{}' runs on in {}", from.name,
+                          from.root.root.native());
+    if (!answer) return answer.error();
+    print_line(
+        fmt::format("VM '{}' is in {} now, and runs on: it stood still for {:.1f} ms; {} rounds, {} MiB of disks "
+                    "copied again",
+                    from.name, to.root.native(), static_cast<double>(answer->stopped_us) / 1000, answer->rounds,
+                    answer->bytes >> 20));
+    if (!answer->left.empty())
+        log::warning("what is left of it in {} is not run any more, and 'coffer move' again removes it: {}",
+                     from.root.root.native(), answer->left);
+    return {};
+}
+
 Result<int> move(Context const& context, MoveOptions const& options) {
     auto const from = TRY(context.location(options.name));
     auto const to = TRY(vmm::HomeRoot::resolve(options.to));
-    if (auto const user = TRY(vmm::home_user(from)))
-        return make_error(ErrorCode::Busy,
-                          "VM '{}' is running (process {}), and a home is moved while its VM is off or suspended: "
-                          "'coffer suspend {}', this again, and 'coffer resume {} --home-root {}' let the guest go on "
-                          "where it was",
-                          from.name, *user, from.name, from.name, to.root.native());
+    auto const record = TRY(vmm::read_host_record(from.host_record()));
+    bool const has_left = record && record->standing == vmm::Standing::HandedOver;
+    if (!has_left && TRY(vmm::home_user(from))) {
+        TRY(move_running(from, to));
+        return to_int(ExitCode::Ok);
+    }
     {
         ProgressLine line(fmt::format("moving '{}'", from.name));
         TRY(vmm::move_home(from, to, [&](uint64_t done, uint64_t total) -> Result<void> {
@@ -39,8 +87,8 @@ Result<int> move(Context const& context, MoveOptions const& options) {
 } // namespace
 
 void register_move(CLI::App& app, Context& context) {
-    auto* verb = app.add_subcommand("move", "Move a VM that is off or suspended to another folder for homes, such as "
-                                            "other storage");
+    auto* verb = app.add_subcommand("move", "Move a VM to another folder for homes, such as other storage, while it is "
+                                            "off, suspended or running");
     auto options = std::make_shared<MoveOptions>();
     verb->add_option("NAME", options->name, "The VM")->required();
     verb->add_option("--home-root", options->to,
@@ -48,6 +96,9 @@ void register_move(CLI::App& app, Context& context) {
                      "says")
         ->required()
         ->type_name("DIR");
+    verb->footer("A VM that runs goes on in its process and on its terminal, and stands still for a moment only: the "
+                 "home, with encrypted disks and snapshots, is copied while the guest runs, then what it wrote "
+                 "meanwhile. Ctrl-C leaves it where it was. Disk images that lie elsewhere stay there.");
     verb->callback([&context, options] { context.action = [&context, options] { return move(context, *options); }; });
 }
 

@@ -37,6 +37,7 @@ enum class RequestType : uint16_t {
     Suspend = 17,
     Migrate = 18,
     Settle = 19,
+    Move = 20,
 };
 
 struct Message {

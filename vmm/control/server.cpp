@@ -218,6 +218,15 @@ void Server::start() {
     m_thread = std::thread([this] { run(); });
 }
 
+// A socket's name leads to it whatever folder it is in, so that it need not be made anew, which a sandbox forbids.
+Result<void> Server::move_to(HomeLocation const& location) {
+    auto place = TRY_CONTEXT(make_place(location), "cannot find a place for the VM's control socket");
+    if (::renameat(m_place.folder.get(), m_place.name.c_str(), place.folder.get(), place.name.c_str()) != 0)
+        return errno_error(errno, fmt::format("cannot move the control socket to {}", place.path.native()));
+    m_place = std::move(place);
+    return {};
+}
+
 void Server::stop() noexcept {
     if (!m_listener.valid()) return;
     ::unlinkat(m_place.folder.get(), m_place.name.c_str(), 0);

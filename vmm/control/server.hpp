@@ -75,6 +75,9 @@ public:
     }
 
     void start();
+    // The home lies elsewhere now, and so does the socket: clients that are connected stay so. After an error it is
+    // where it was. Not while stop() may be called.
+    Result<void> move_to(HomeLocation const& location);
     // Removes the socket, tells running handlers that they are cancelled, and waits for them.
     void stop() noexcept;
 

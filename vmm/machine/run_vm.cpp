@@ -18,6 +18,7 @@
 #include "vmm/machine/console.hpp"
 #include "vmm/machine/event_log_request.hpp"
 #include "vmm/machine/machine.hpp"
+#include "vmm/machine/moving_run.hpp"
 #include "vmm/machine/outgoing_run.hpp"
 #include "vmm/machine/sandbox.hpp"
 #include "vmm/machine/serial_input.hpp"
@@ -57,6 +58,7 @@ private:
     Result<void> restore_saved();
     void serve_saved();
     void serve_migration();
+    void serve_move();
     [[noreturn]] void memory_lost(Error const& error) noexcept;
     control::StatusAnswer status();
     void ask_to_stop(bool force);
@@ -79,12 +81,14 @@ private:
     std::unique_ptr<Machine> m_machine;
     std::unique_ptr<SavedRun> m_saved; // may be filling the machine's memory: ends before it
     std::unique_ptr<OutgoingRun> m_outgoing;
+    std::unique_ptr<MovingRun> m_moving;
     std::unique_ptr<RawTerminal> m_terminal;
     std::unique_ptr<SerialInput> m_input;
     std::unique_ptr<devices::Timer> m_timeout;
     // Under the device lock while the machine runs.
     std::optional<RunOutcome> m_asked_end;
     std::optional<Error> m_agent_error;
+    std::optional<Error> m_home_error;
     Nanoseconds m_powered_on = 0;
     std::atomic<control::RunState> m_state{control::RunState::Running};
     std::unique_ptr<control::Server> m_control; // last: its handlers use the others
@@ -166,6 +170,22 @@ void Runner::serve_migration() {
     hooks.arriving = m_options.incoming;
     m_outgoing = std::make_unique<OutgoingRun>(m_home, *m_machine, *m_saved, *m_disks, std::move(hooks));
     m_outgoing->serve(*m_control);
+}
+
+void Runner::serve_move() {
+    m_moving = std::make_unique<MovingRun>(m_home, *m_machine, *m_saved, *m_disks,
+                                           MovingRun::Hooks{.may_move = [this]() -> Result<void> {
+                                                                if (m_asked_end)
+                                                                    return make_error(ErrorCode::Busy,
+                                                                                      "the VM is about to end");
+                                                                return {};
+                                                            },
+                                                            .lost =
+                                                                [this](Error error) {
+                                                                    m_home_error = std::move(error);
+                                                                    m_machine->stop();
+                                                                }});
+    m_moving->serve(*m_control);
 }
 
 Result<void> Runner::open_serial(PlatformConfig& config) {
@@ -315,6 +335,7 @@ void Runner::report() {
 
 Result<RunOutcome> Runner::outcome(MachineEnd end) {
     if (end == MachineEnd::Failed) return *m_machine->failure();
+    if (m_home_error) return *m_home_error;
     if (m_asked_end) return *m_asked_end;
     if (m_agent_error) return *m_agent_error;
     if (m_options.command) return make_error(ErrorCode::Io, "the guest switched itself off before the command ended");
@@ -335,6 +356,7 @@ Result<RunOutcome> Runner::run() {
     TRY(make_control());
     serve_saved();
     serve_migration();
+    serve_move();
     TRY(enter_sandbox());
     if (m_options.incoming) {
         m_options.incoming->passed("machine");

@@ -66,6 +66,7 @@ constexpr std::array k_allowed{
     SCMP_SYS(unlinkat),
     SCMP_SYS(mkdir),
     SCMP_SYS(mkdirat),
+    SCMP_SYS(rmdir), // of a home that has moved
     SCMP_SYS(getdents64),
     SCMP_SYS(readlink),
     SCMP_SYS(readlinkat),

@@ -179,8 +179,8 @@ Result<control::SnapshotAnswer> SavedRun::snapshot(control::SnapshotRequest cons
     return answer;
 }
 
-Result<void> SavedRun::while_paused(control::Conversation& with,
-                                    std::function<Result<void>(ImageOptions const&)> work) {
+Result<void> SavedRun::while_paused(control::Conversation& with, std::function<Result<void>(ImageOptions const&)> work,
+                                    std::string_view what) {
     auto task = std::make_shared<Task>();
     {
         // Goes with the last of the machine's hold on the work, done or dropped.
@@ -204,7 +204,7 @@ Result<void> SavedRun::while_paused(control::Conversation& with,
         if (task->changed.wait_for(lock, std::chrono::milliseconds(100), [&] { return task->result.has_value(); }))
             return *std::move(task->result);
         lock.unlock();
-        with.progress(task->done, task->total, "saving");
+        with.progress(task->done, task->total, what);
         if (with.cancelled()) task->given_up = true;
         lock.lock();
         // A machine that has ended calls no task, and this must not wait for it.

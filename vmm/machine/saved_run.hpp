@@ -59,6 +59,14 @@ public:
     void finish_memory() noexcept {
         if (m_lazy) m_lazy->finish();
     }
+    // With the machine paused: the same, and nothing of the saved machine is open any more.
+    void let_go_of_image() noexcept {
+        finish_memory();
+        m_lazy.reset();
+    }
+    // `work` runs on the owner's thread with the machine paused; this waits for it and passes progress on, as `what`.
+    Result<void> while_paused(control::Conversation& with, std::function<Result<void>(ImageOptions const&)> work,
+                              std::string_view what = "saving");
     // After serve(), with the machine paused: all of it but RAM, encoded; the home's variables are the flash's then.
     Result<ByteVector> encode_state(WithFirmware firmware);
 
@@ -68,8 +76,6 @@ private:
     Result<void> suspend(control::SuspendRequest const& request, control::Conversation& with);
     Result<control::SnapshotAnswer> snapshot(control::SnapshotRequest const& request, control::Conversation& with);
     Result<MachineSource> save();
-    // `work` runs on the owner's thread with the machine paused; this waits for it and passes progress on.
-    Result<void> while_paused(control::Conversation& with, std::function<Result<void>(ImageOptions const&)> work);
 
     SnapshotStore m_store;
     Options m_options;
