@@ -10,11 +10,12 @@ import unittest
 from harness import BOOT_LIMIT
 from test_migrate import MigrationTest
 
-SIZE = 48 << 20
+SIZE = 64 << 20
 STEPS = 60
-# Writes files over and over, durably, and says what is in them; then reads all of them back, from the disk.
+# Writes files, durably, and says what is in them; then reads all of them back, from the disk. What is written while the
+# disk moves is not written again.
 WRITER = f"""set -e; mkdir /tmp/d; mount -t ext4 /dev/nvme0n1 /tmp/d; n=0
-while [ $n -lt {STEPS} ]; do n=$((n+1)); f=file$((n % 15)); head -c $((100000 + n * 5000)) /dev/urandom > /tmp/d/$f; sync
+while [ $n -lt {STEPS} ]; do n=$((n+1)); f=file$n; head -c $((100000 + n * 3000)) /dev/urandom > /tmp/d/$f; sync
 echo wrote $n $f $(sha256sum < /tmp/d/$f | cut -c 1-64); sleep 0.3; done
 umount /tmp/d; mount -t ext4 /dev/nvme0n1 /tmp/d
 for f in /tmp/d/file* /tmp/d/old; do echo have $(basename $f) $(sha256sum < $f | cut -c 1-64); done; umount /tmp/d; echo DONE"""
@@ -25,7 +26,7 @@ class WithDisks(MigrationTest):
         """The VM is made by the tests, of a disk that has a file system with much in it."""
         content = self.host.folder / "content"
         content.mkdir()
-        old = os.urandom(SIZE // 2)
+        old = os.urandom(24 << 20)
         (content / "old").write_bytes(old)
         self.old = hashlib.sha256(old).hexdigest()
         self.disk = self.host.folder / "disk.img"

@@ -229,6 +229,7 @@ Result<migrate::Outcome> OutgoingRun::switch_over(Leaving& leaving) {
     times.done("memory");
     m_disks.let_go(); // all is written
     leaving.disk_bytes += TRY(leaving.disks->send_round()).bytes;
+    times.done("disks");
     TRY(leaving.source->prepare(state, leaving.sender->digest()));
     if (leaving.given_up) return make_error(ErrorCode::Cancelled, "it was given up");
     leaving.committed = true;

@@ -66,15 +66,29 @@ Result<void> Destination::check_configuration(VmConfig const& config) const {
     return {};
 }
 
-Result<void> Destination::check_disks() const {
+// A place for a copy, as far as that can be told before it comes.
+Result<void> Destination::check_place(size_t number, HasSnapshots snapshots) const {
+    auto const& disk = m_hello.disks[number];
+    if (!m_options.place_disk)
+        return make_error(ErrorCode::Unsupported,
+                          "copies of disks are not taken here: 'coffer receive' takes them with --disk-folder DIR");
+    auto const place = TRY(m_options.place_disk(number, disk));
+    if (snapshots == HasSnapshots::Yes && place != disk.path)
+        return make_error(ErrorCode::Unsupported,
+                          "the VM has, or had, snapshots, which name its disks by their paths: on this host a copy of "
+                          "disk {} can be at {} alone, and would come to {}",
+                          number, disk.path, place.native());
+    std::error_code error;
+    if (std::filesystem::exists(std::filesystem::symlink_status(place, error))) return PartedFile::in_the_way(place);
+    return {};
+}
+
+Result<void> Destination::check_disks(HasSnapshots snapshots) const {
     for (size_t i = 0; i < m_hello.disks.size(); ++i) {
         auto const& disk = m_hello.disks[i];
         if (disk.in_home) continue;
         if (disk.copied) {
-            if (!m_options.place_disk)
-                return make_error(
-                    ErrorCode::Unsupported,
-                    "copies of disks are not taken here: 'coffer receive' takes them with --disk-folder DIR");
+            TRY(check_place(i, snapshots));
             continue;
         }
         TRY(may_use_disk(disk.path));
@@ -102,9 +116,9 @@ Result<void> Destination::greet_unguarded(Bytes hello) {
                           "this host has no key for VM '{}', which is under key {} of provider {}: {}", m_hello.name,
                           parsed.header.key_id, parsed.header.provider.to_string(), key.error().message());
     // That the key opens it says that it is the right one, and the header the VM's own.
-    TRY(open_bundle(parsed, *key, path));
+    auto const bundle = TRY(open_bundle(parsed, *key, path));
     m_key = std::move(*key);
-    TRY(check_disks());
+    TRY(check_disks(bundle.manifest.find(file_name(HomeFile::Snapshots)) ? HasSnapshots::Yes : HasSnapshots::No));
     auto memory = TRY(m_options.check_machine(m_hello));
     m_memory = TRY(MemoryReceiver::create(std::move(memory)));
     m_firmware = TRY(HostMapping::create(m_hello.firmware_size));
@@ -240,6 +254,7 @@ Result<void> Destination::receive_unguarded() {
                 return make_error(ErrorCode::Corrupt, "the other host did not send all of the firmware");
             TRY(sync_parts());
             m_parted.clear();
+            m_times.done("disks");
             return m_memory->finish(m_prepare.memory);
         default:
             return make_error(ErrorCode::Corrupt, "the other host said {} where files and memory were to come",

@@ -85,7 +85,9 @@ private:
     Result<void> begin_part(FilePartMessage const& message);
     Result<void> take_file_data(Bytes bytes);
     Result<void> sync_parts();
-    Result<void> check_disks() const;
+    enum class HasSnapshots : uint8_t { No, Yes };
+    Result<void> check_disks(HasSnapshots snapshots) const;
+    Result<void> check_place(size_t number, HasSnapshots snapshots) const;
     Result<void> may_use_disk(std::filesystem::path const& path) const;
     Result<void> check_configuration(VmConfig const& config) const;
     Result<bool> take_answer(Stream::Frame const& frame);

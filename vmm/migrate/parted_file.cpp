@@ -9,11 +9,7 @@ namespace coffer::vmm::migrate {
 
 Result<PartedFile> PartedFile::create(std::filesystem::path path, uint64_t size, bool reserve) {
     auto fd = open_file(path, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW);
-    if (!fd && fd.error().code() == ErrorCode::AlreadyExists)
-        return make_error(ErrorCode::AlreadyExists,
-                          "there is a file {} already: remove it, if it was left by a migration that was cut short, or "
-                          "have copies go elsewhere",
-                          path.native());
+    if (!fd && fd.error().code() == ErrorCode::AlreadyExists) return in_the_way(path);
     if (!fd) return std::move(fd).error();
     PartedFile file(std::move(path), std::move(*fd), size, reserve);
     if (::ftruncate(file.m_fd.get(), static_cast<off_t>(size)) != 0)
@@ -21,6 +17,14 @@ Result<PartedFile> PartedFile::create(std::filesystem::path path, uint64_t size,
     if (reserve && size > 0 && ::fallocate(file.m_fd.get(), 0, 0, static_cast<off_t>(size)) != 0 && errno != EOPNOTSUPP)
         return errno_error(errno, fmt::format("cannot allocate {} bytes for {}", size, file.m_path.native()));
     return file;
+}
+
+Error PartedFile::in_the_way(std::filesystem::path const& path) {
+    return make_error(
+        ErrorCode::AlreadyExists,
+        "there is a file {} already: remove it, if it was left by a migration that was cut short, or have "
+        "copies go elsewhere",
+        path.native());
 }
 
 Result<void> PartedFile::write(uint64_t offset, Bytes bytes) {

@@ -13,6 +13,8 @@ public:
     // A new file of `size` zeros; AlreadyExists where one is there. `reserve`: all blocks are its own from now on.
     static Result<PartedFile> create(std::filesystem::path path, uint64_t size, bool reserve);
 
+    static Error in_the_way(std::filesystem::path const& path);
+
     uint64_t size() const noexcept { return m_size; }
     // Within the file: the caller checks.
     Result<void> write(uint64_t offset, Bytes bytes);
