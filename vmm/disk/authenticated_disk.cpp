@@ -157,6 +157,7 @@ Result<void> AuthenticatedDisk::read_units(uint64_t first, uint64_t count, MutBy
 
 Result<void> AuthenticatedDisk::read(uint64_t offset, MutBytes to) {
     COFFER_ASSERT(offset <= size() && to.size() <= size() - offset);
+    std::lock_guard lock(m_mutex);
     while (!to.empty()) {
         uint64_t const skip = offset % spec::k_unit_size;
         uint64_t piece = align_down(to.size(), spec::k_unit_size);
@@ -258,6 +259,11 @@ Result<void> AuthenticatedDisk::append_pending() {
 
 Result<void> AuthenticatedDisk::write(uint64_t offset, Bytes from) {
     COFFER_ASSERT(!read_only() && offset <= size() && from.size() <= size() - offset);
+    std::lock_guard lock(m_mutex);
+    return write_units(offset, from);
+}
+
+Result<void> AuthenticatedDisk::write_units(uint64_t offset, Bytes from) {
     while (!from.empty()) {
         uint64_t const unit = offset / spec::k_unit_size;
         uint64_t const skip = offset % spec::k_unit_size;
@@ -290,7 +296,7 @@ Result<void> AuthenticatedDisk::deallocate(uint64_t offset, uint64_t size, bool 
         if (skip == 0 && (piece == spec::k_unit_size || offset + piece == EncryptedDisk::size()))
             TRY(put_zeroes(unit));
         else if (edges)
-            TRY(write(offset, ByteVector(piece)));
+            TRY(write_units(offset, ByteVector(piece)));
         offset += piece;
     }
     return {};
@@ -298,11 +304,13 @@ Result<void> AuthenticatedDisk::deallocate(uint64_t offset, uint64_t size, bool 
 
 Result<void> AuthenticatedDisk::write_zeroes(uint64_t offset, uint64_t size) {
     COFFER_ASSERT(!read_only() && offset <= EncryptedDisk::size() && size <= EncryptedDisk::size() - offset);
+    std::lock_guard lock(m_mutex);
     return deallocate(offset, size, true);
 }
 
 Result<void> AuthenticatedDisk::discard(uint64_t offset, uint64_t size) {
     COFFER_ASSERT(!read_only() && offset <= EncryptedDisk::size() && size <= EncryptedDisk::size() - offset);
+    std::lock_guard lock(m_mutex);
     return deallocate(offset, size, false);
 }
 
@@ -322,6 +330,7 @@ Result<void> AuthenticatedDisk::sync() {
 
 Result<void> AuthenticatedDisk::flush() {
     if (read_only()) return {};
+    std::lock_guard lock(m_mutex);
     TRY(append_pending());
     return sync();
 }
@@ -380,7 +389,9 @@ Result<void> AuthenticatedDisk::write_header(crypto::Digest const& root) {
     m_unsynced = true;
     TRY(m_file->write(next.epoch % spec::k_header_slots * spec::k_header_size, bytes));
     TRY(sync());
-    m_header = next;
+    // All that changes: other threads ask for the size.
+    m_header.epoch = next.epoch;
+    m_header.root = next.root;
     return {};
 }
 
@@ -418,6 +429,7 @@ Result<void> AuthenticatedDisk::checkpoint() {
 
 Result<void> AuthenticatedDisk::close() {
     if (read_only()) return {};
+    std::lock_guard lock(m_mutex);
     TRY(append_pending());
     if (m_slots.empty() && !m_checkpoint) return sync();
     return checkpoint();

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <map>
+#include <mutex>
 #include <optional>
 #include <set>
 
@@ -51,6 +52,7 @@ private:
     Result<void> read_units(uint64_t first, uint64_t count, MutBytes to);
     Result<uint64_t> read_in_place(uint64_t first, uint64_t count, MutBytes to);
     Result<void> open_unit(uint64_t unit, TagEntry const& tag, Bytes ciphertext, MutBytes to);
+    Result<void> write_units(uint64_t offset, Bytes from);
     Result<void> put(uint64_t unit, Bytes plain);
     Result<void> put_zeroes(uint64_t unit);
     Result<void> deallocate(uint64_t offset, uint64_t size, bool edges);
@@ -63,6 +65,7 @@ private:
     Result<void> write_header(crypto::Digest const& root);
     Result<void> check_writable() const;
 
+    std::mutex m_mutex; // all below, and the image: of the functions that others call
     DiskTags m_tags;
     Journal m_journal;
     JournalBuffer m_pending;

@@ -17,8 +17,9 @@ public:
     // The image has another name now; for messages. With no I/O under way.
     void rename(std::filesystem::path path) { m_path = std::move(path); }
 
-    // Brings the image to rest: everything durable and, of an authenticated disk, in its place. The epoch of header()
-    // is final afterwards.
+    // Brings the image to rest: everything durable and, of an authenticated disk, in its place, so that opening it has
+    // nothing to make good. The epoch of header() is final until something is written. Any thread, while another uses
+    // the disk.
     virtual Result<void> close() { return flush(); }
 
 protected:

@@ -142,6 +142,12 @@ Result<void> HomeDisks::hold() {
     return {};
 }
 
+Result<void> HomeDisks::tidy() {
+    for (auto* disk : m_encrypted)
+        if (!disk->read_only()) TRY_CONTEXT(disk->close(), "disk");
+    return {};
+}
+
 Result<void> HomeDisks::close() {
     for (auto* disk : m_encrypted) TRY_CONTEXT(disk->close(), "disk");
     for (auto* image : m_images)

@@ -49,6 +49,8 @@ public:
     // hold() takes them back: Busy while another has one.
     void let_go() noexcept;
     Result<void> hold();
+    // Brings encrypted disks to rest while the VM uses them, so that who opens a copy has little to make good.
+    Result<void> tidy();
     // When nothing uses the disks any more: makes all durable, brings encrypted ones to rest and notes it in the home.
     Result<void> close();
 

@@ -156,6 +156,7 @@ Result<void> OutgoingRun::send_disks(Leaving& leaving, control::Conversation& wi
     };
     leaving.disks =
         TRY(migrate::DiskSender::create(*leaving.stream, disk_files(leaving.request.copy_disks), std::move(options)));
+    TRY(m_disks.tidy());
     for (uint64_t before = UINT64_MAX;;) {
         auto const report = TRY(leaving.disks->send_round());
         leaving.disk_bytes += report.bytes;
@@ -205,6 +206,8 @@ Result<void> OutgoingRun::send_memory(Leaving& leaving, control::Conversation& w
         if (!leaving.rounds.empty())
             leaving.expected = fmt::format(", expected downtime {} ms", decision.expected_downtime / k_ns_per_ms);
         m_machine.throttle(decision.throttle);
+        // What is in a disk's journal is moved to its place now, and not by the destination with the guest stopped.
+        TRY(m_disks.tidy());
         leaving.disk_bytes += TRY(leaving.disks->send_round()).bytes;
         auto const report = TRY(leaving.sender->send_round());
         leaving.bytes += report.bytes;

@@ -1,4 +1,7 @@
 // What encrypted disks hold, and what of a changed image they refuse.
+#include <atomic>
+#include <thread>
+
 #include "tests/unit/disk/disk_fixture.hpp"
 
 #include "devices/storage/raw_disk.hpp"
@@ -321,6 +324,46 @@ TEST(AuthenticatedDisks, ReadOnlyImagesAreNotWritten) {
     EXPECT_TRUE((*opened)->close());
     opened->reset();
     EXPECT_EQ(disk.image.state.operations, 0U);
+}
+
+// One thread uses the disk, and another brings it to rest again and again: the image is then one that opens without
+// being recovered, and has everything.
+TEST(AuthenticatedDisks, ComeToRestWhileTheyAreUsed) {
+    constexpr uint64_t k_size = uint64_t{1} << 20;
+    DiskImage image(DiskProtection::Authenticated, k_size);
+    ByteVector model(k_size);
+    {
+        auto opened = image.open();
+        ASSERT_TRUE(opened) << opened.error().message();
+        auto& disk = **opened;
+        auto const epoch = disk.header().epoch;
+        std::atomic<bool> over{false};
+        std::thread user([&] {
+            std::mt19937 random(11);
+            for (int step = 0; step < 400; ++step) {
+                uint64_t const first = random() % (k_size / 512);
+                uint64_t const count = 1 + random() % std::min<uint64_t>(60, k_size / 512 - first);
+                auto const content = pattern(count * 512, random());
+                EXPECT_TRUE(disk.write(first * 512, content));
+                std::ranges::copy(content, model.begin() + static_cast<std::ptrdiff_t>(first * 512));
+                ByteVector back(count * 512);
+                EXPECT_TRUE(disk.read(first * 512, back));
+                EXPECT_EQ(back, content);
+                if (step % 7 != 0) continue;
+                EXPECT_TRUE(disk.flush());
+            }
+            over = true;
+        });
+        while (!over) EXPECT_TRUE(disk.close());
+        user.join();
+        ASSERT_TRUE(disk.close());
+        EXPECT_GT(disk.header().epoch, epoch + 1);
+        VolatileDisk::State copy = image.state;
+        auto at_rest =
+            open_encrypted_disk("copy", std::make_unique<VolatileDisk>(copy, true), *image.secret, image.expected);
+        ASSERT_TRUE(at_rest) << at_rest.error().message();
+        EXPECT_EQ(read_all(**at_rest), model);
+    }
 }
 
 TEST(UnauthenticatedDisks, ChangesGoUnseen) {
