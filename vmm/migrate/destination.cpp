@@ -25,6 +25,16 @@ Result<IncomingState> abandon_for_good(MigrationJournal const& journal, HomeLoca
     return state;
 }
 
+// No name of a home's file.
+constexpr char const* k_mark_file = "MARK";
+
+// What a file system holds back of all processes is written with the first fsync that needs it (ext4, data=ordered:
+// Linux, Documentation/admin-guide/ext4.rst): better now than with the guest stopped, which would wait for it.
+Result<void> write_out(std::filesystem::path const& file) {
+    TRY(replace_file(file, {}));
+    return remove_file(file);
+}
+
 } // namespace
 
 Destination::Destination(HomeRoot root, std::unique_ptr<Stream> stream, Peer peer, Options options)
@@ -237,6 +247,8 @@ Result<void> Destination::receive_unguarded() {
         case MessageType::Mark: {
             MarkMessage mark;
             TRY(decode_fields(frame.body, mark));
+            auto const file = TRY(m_home->place_of(k_mark_file));
+            TRY(write_out(file));
             TRY(m_stream->send(ReachedMessage{mark.number}));
             break;
         }
