@@ -13,6 +13,15 @@ import unittest
 from harness import BOOT_LIMIT, CMDLINE, IMAGES, HostTest, expected_pcrs
 
 
+def other_storage(test):
+    """A root on another file system, where this machine has one."""
+    place = pathlib.Path(tempfile.mkdtemp(prefix="coffer-move-", dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None))
+    test.addCleanup(shutil.rmtree, place, ignore_errors=True)
+    root = place / "homes"
+    root.mkdir()
+    return root
+
+
 class Move(HostTest):
     def setUp(self):
         super().setUp()
@@ -77,12 +86,7 @@ coffer-demo-unseal; echo"""
     def setUp(self):
         super().setUp()
         self.add_provider()
-        # Other storage, where this machine has some.
-        self.other = pathlib.Path(tempfile.mkdtemp(prefix="coffer-move-", dir="/dev/shm" if os.access("/dev/shm", os.W_OK)
-                                                   else None))
-        self.addCleanup(shutil.rmtree, self.other, ignore_errors=True)
-        self.there = self.other / "homes"
-        self.there.mkdir()
+        self.there = other_storage(self)
         self.create("vm", "--encrypt-disks", "--disk", "new:64M")
 
     def ok_there(self, *arguments, **options):
@@ -101,6 +105,11 @@ coffer-demo-unseal; echo"""
     def steps(self, text):
         return [(int(n), pcr.split("0x")[-1].lower(), at, digest)
                 for n, pcr, at, digest in re.findall(r"^step (\d+) (\S+) (\d+) (\w{64})$", text, re.M)]
+
+    def open_files(self, process, folder):
+        folder_of_process = f"/proc/{process.pid}/fd"
+        paths = [os.readlink(f"{folder_of_process}/{fd}") for fd in os.listdir(folder_of_process)]
+        return [path for path in paths if path.startswith(str(folder))]
 
     def check(self, text, first=1):
         """No step is lost or repeated, the disk has what was written, and the secret opens."""
@@ -135,9 +144,7 @@ coffer-demo-unseal; echo"""
         print(moved.strip())
         self.assertRegex(moved, r"runs on: it stood still for [0-9.]+ ms")
         self.assertFalse(list((self.host.root / "vms").iterdir()))
-        files = os.listdir(f"/proc/{process.pid}/fd")
-        open_files = [os.readlink(f"/proc/{process.pid}/fd/{fd}") for fd in files]
-        self.assertFalse([path for path in open_files if path.startswith(str(self.host.root / "vms"))])
+        self.assertEqual(self.open_files(process, self.host.root / "vms"), [])
 
         # The old root says where it is, and the new one reaches the very process.
         for verb in (["show", "vm"], ["stop", "vm"], ["run", "vm"], ["suspend", "vm"], ["move", "vm", "--home-root",
@@ -173,12 +180,87 @@ coffer-demo-unseal; echo"""
         self.wait_for(resumed, r"^step \d+ ", process)
         first = self.steps(resumed.read_text())[0][0]
         self.assertLess(first, at_move)
-        self.ok_there("stop", "vm", "--force", limit=BOOT_LIMIT)
+        # Its memory may still come from the image in the home that it leaves.
+        self.ok_there("move", "vm", "--home-root", self.host.root, limit=BOOT_LIMIT)
+        self.assertEqual(self.open_files(process, self.there / "vms"), [])
+        moved_at = len(self.steps(resumed.read_text()))
+        self.wait_for(resumed, rf"(?:^step .*\s+){{{moved_at + 2}}}", process)
+        self.ok("stop", "vm", "--force", limit=BOOT_LIMIT)
         process.wait(60)
         last = self.steps(resumed.read_text())[-1][0]
         read = self.run_in_guest("vm", f"dd if=/dev/nvme0n1 bs=512 skip={last} count=1 2>/dev/null | head -c 8; "
-                                       "coffer-demo-unseal", "--home-root", self.there)
+                                       "coffer-demo-unseal")
         self.assertEqual(read, "%08d" % last + self.SECRET)
+
+
+class Stopped(HostTest):
+    """A move of a running VM that does not get to its end; no guest is needed for that."""
+
+    def setUp(self):
+        super().setUp()
+        self.add_provider()
+        self.create("vm", "--encrypt-disks", "--disk", "new:8M")
+        # Enough to be copied for a while.
+        with open(self.host.home("vm") / "filler", "wb") as file:
+            for _ in range(256):
+                file.write(b"\x5a" * (1 << 20))
+        self.there = other_storage(self)
+        shutil.copytree(self.host.root / "providers", self.there / "providers")
+
+    def wait_until(self, true):
+        deadline = time.monotonic() + BOOT_LIMIT
+        while not true():
+            self.assertLess(time.monotonic(), deadline)
+            time.sleep(0.001)
+
+    def state(self, *root):
+        return self.host.json(*root, "show", "vm")["state"]
+
+    def start_vm(self):
+        process = self.host.start("run", "vm", "--accel", "soft", "--serial", self.host.folder / "serial",
+                                  stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        self.addCleanup(lambda: process.poll() is None and process.kill())
+        self.wait_until(lambda: "uptime" in self.host.json("show", "vm"))
+        return process
+
+    def start_moving(self):
+        """A move that copies the home."""
+        moving = self.host.start("move", "vm", "--home-root", self.there, stdout=subprocess.PIPE,
+                                 stderr=subprocess.PIPE, text=True)
+        self.addCleanup(lambda: moving.poll() is None and moving.kill())
+        self.wait_until(lambda: (self.there / "vms" / ".vm.new" / "filler").exists() or moving.poll() is not None)
+        self.assertIsNone(moving.poll(), "the home was copied before the test could look")
+        return moving
+
+    def test_given_up_and_killed(self):
+        process = self.start_vm()
+        moving = self.start_moving()
+        moving.send_signal(signal.SIGINT)
+        _, said = moving.communicate(timeout=BOOT_LIMIT)
+        self.assertEqual(moving.returncode, 130, said)
+        self.assertIn("runs on in " + str(self.host.root), said)
+        self.assertEqual(self.state(), "running")
+        self.assertEqual(os.listdir(self.there / "vms"), [])
+
+        # The client goes away: the same.
+        moving = self.start_moving()
+        moving.kill()
+        moving.communicate()
+        self.wait_until(lambda: os.listdir(self.there / "vms") == [])
+        self.assertEqual(self.state(), "running")
+
+        # The VM's process is killed: the VM is off, and the same command moves it.
+        moving = self.start_moving()
+        process.kill()
+        process.wait()
+        _, said = moving.communicate(timeout=BOOT_LIMIT)
+        self.assertNotEqual(moving.returncode, 0)
+        self.assertIn("ended", said)
+        self.assertEqual(self.state(), "off")
+        self.ok("move", "vm", "--home-root", self.there, limit=BOOT_LIMIT)
+        self.assertEqual(self.state("--home-root", self.there), "off")
+        self.assertEqual(os.listdir(self.there / "vms"), ["vm"])
+        self.assertIn(f"has moved to {self.there}", self.refused(66, "run", "vm"))
 
 
 if __name__ == "__main__":

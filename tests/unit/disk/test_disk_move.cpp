@@ -185,6 +185,42 @@ TEST_F(MovedDisks, HaveAllThatWasWritten) {
     expect_content(*disks);
 }
 
+// What is written after the first copy goes in rounds, until little is left.
+TEST_F(MovedDisks, GoInRounds) {
+    auto home = *open(m_host.location("vm"));
+    auto disks = *HomeDisks::open(*home);
+    auto going = OpenHomeMove::begin(*home, m_there);
+    ASSERT_TRUE(going);
+    DiskMove moving(disks);
+    ASSERT_TRUE(moving.copy(going->folder(), no_progress));
+    auto& disk = *disks.backends()[1];
+    m_content[1] = pattern(k_size, 5);
+    ASSERT_TRUE(disk.write(0, m_content[1]));
+    uint64_t told = 0;
+    auto const rounds = moving.copy_rounds([&](uint64_t done, uint64_t total) -> Result<void> {
+        EXPECT_LE(done, total);
+        // While the first of it is copied.
+        EXPECT_TRUE(told != 0 || disk.write(0, pattern(512, 6)));
+        told = done;
+        return {};
+    });
+    ASSERT_TRUE(rounds) << rounds.error().message();
+    EXPECT_EQ(rounds->count, 1U);
+    EXPECT_GE(rounds->bytes, k_size);
+    std::ranges::copy(pattern(512, 6), m_content[1].begin());
+    uint64_t rest = 0;
+    auto const copy_rest = [&]() -> Result<void> {
+        rest = TRY(moving.copy_rest(no_progress));
+        return {};
+    };
+    auto finished = going->finish(moving.names(), copy_rest, no_progress);
+    ASSERT_TRUE(finished) << finished.error().message();
+    EXPECT_EQ(rest, DirtyBlocks::k_block_size);
+    moving.go_over(going->target().folder());
+    ASSERT_TRUE(going->remove_old());
+    EXPECT_TRUE(content(disks, 1) == m_content[1]);
+}
+
 // The check finds what is not copied.
 TEST_F(MovedDisks, WithoutTheRestAreOthers) {
     auto home = *open(m_host.location("vm"));
