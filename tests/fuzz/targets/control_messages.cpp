@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "vmm/control/backup.hpp"
+#include "vmm/control/move.hpp"
 #include "vmm/control/rekey.hpp"
 #include "vmm/control/status.hpp"
 #include "vmm/control/stop.hpp"
@@ -38,6 +39,8 @@ extern "C" int LLVMFuzzerTestOneInput(uint8_t const* data, size_t size) {
     read_fields<StatusRequest>(message->fields);
     read_fields<StatusAnswer>(message->fields);
     read_fields<StopRequest>(message->fields);
+    read_fields<MoveRequest>(message->fields);
+    read_fields<MoveAnswer>(message->fields);
     read_fields<RekeyRequest>(message->fields);
     read_fields<BackupRequest>(message->fields);
     RekeyRequest rekey;
