@@ -25,8 +25,8 @@ void expect_settles(World& world) {
 }
 
 // One migration with a fault at a message; gives how many messages the faulty side had.
-int with_message_fault(bool at_source, Plan plan) {
-    World world;
+int with_message_fault(bool at_source, Plan plan, bool with_disk = false) {
+    World world(with_disk);
     World::Wire wire;
     Told idle; // counts what nobody asks for
     auto const destination = World::spawn([&] {
@@ -44,6 +44,10 @@ int with_message_fault(bool at_source, Plan plan) {
     World::wait(destination);
     int const messages = world.told().messages;
     expect_settles(world);
+    // What runs there has all of its disk; what runs here has the one that it had.
+    if (with_disk && world.open_there()) {
+        EXPECT_TRUE(*read_file(world.disk(), 1 << 23) == *read_file(world.moved_disk(), 1 << 23));
+    }
     return messages;
 }
 
@@ -90,6 +94,21 @@ INSTANTIATE_TEST_SUITE_P(Both, MessageFaults,
                              return fmt::format("{}{}", std::get<0>(which.param) ? "Source" : "Destination",
                                                 std::get<1>(which.param) == MessageFault::Kill ? "Killed" : "Cut");
                          });
+
+// The same while a disk is copied that is written meanwhile.
+TEST(DiskFaults, LeaveOneOwnerWithAWholeDisk) {
+    for (bool at_source : {false, true}) {
+        auto const fault = at_source ? MessageFault::Cut : MessageFault::Kill;
+        int const all = with_message_fault(at_source, {}, true);
+        ASSERT_GT(all, 20);
+        for (int at = 0; at < all; ++at) {
+            SCOPED_TRACE(fmt::format("message {} of {}", at, all));
+            with_message_fault(at_source, {fault, at}, true);
+            ++g_points;
+            if (HasFailure()) return;
+        }
+    }
+}
 
 class WriteFaults : public testing::TestWithParam<std::tuple<bool, Fault>> {};
 
