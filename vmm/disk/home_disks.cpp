@@ -65,6 +65,7 @@ Result<HomeDisks> HomeDisks::open(HomeSession& home, Note note) {
         if (!disk) return std::move(disk).error().with_context("disk");
         disks.m_disks.push_back(std::move(*disk));
     }
+    disks.look_at_epochs();
     if (note == Note::Now) TRY(disks.note_epochs());
     return disks;
 }
@@ -75,15 +76,19 @@ std::vector<devices::BlockBackend*> HomeDisks::backends() const {
     return all;
 }
 
-Result<void> HomeDisks::note_epochs() {
-    bool changed = false;
+void HomeDisks::look_at_epochs() {
     for (auto const* disk : m_encrypted) {
         auto* secret = m_secrets.find(disk->header().disk);
-        changed = changed || secret->epoch != disk->header().epoch;
+        m_newer = m_newer || secret->epoch != disk->header().epoch;
         secret->epoch = disk->header().epoch;
     }
-    if (!changed) return {};
-    return m_home->commit(HomeFile::Disks, m_secrets.encode().expose());
+}
+
+Result<void> HomeDisks::note_epochs() {
+    if (!m_newer) return {};
+    TRY(m_home->commit(HomeFile::Disks, m_secrets.encode().expose()));
+    m_newer = false;
+    return {};
 }
 
 std::vector<HomeDisks::WrittenFile> HomeDisks::written_files() const {
@@ -152,6 +157,7 @@ Result<void> HomeDisks::close() {
     for (auto* disk : m_encrypted) TRY_CONTEXT(disk->close(), "disk");
     for (auto* image : m_images)
         if (!image->read_only()) TRY_CONTEXT(image->flush(), "disk");
+    look_at_epochs();
     return note_epochs();
 }
 

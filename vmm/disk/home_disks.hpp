@@ -19,7 +19,7 @@ class HomeDisks {
 public:
     // All of them, in the configuration's order. Notes in the home how new authenticated disks are, so that older
     // copies are refused from here on. Errors name the disk: Busy, NotFound, Integrity, Io. Of a home that cannot be
-    // changed yet, note_epochs() is called when it can.
+    // changed yet, note_epochs() is called when it can; the disks may be in use by then.
     enum class Note : uint8_t { Now, Later };
     static Result<HomeDisks> open(HomeSession& home, Note note = Note::Now);
     Result<void> note_epochs();
@@ -60,12 +60,14 @@ public:
                                                                  DiskSecrets& secrets);
 
 private:
+    void look_at_epochs(); // while nothing uses the disks
     explicit HomeDisks(HomeSession& home) : m_home(&home) {}
     std::vector<devices::RawDisk*> shared() const;
     Result<std::unique_ptr<devices::BlockBackend>> open_disk(DiskConfig const& config, DiskLayers const& layers);
 
     HomeSession* m_home;
     DiskSecrets m_secrets;
+    bool m_newer = false; // than the home says
     std::vector<std::unique_ptr<devices::BlockBackend>> m_disks;
     std::vector<EncryptedDisk*> m_encrypted; // some of m_disks
     std::vector<LayeredFile*> m_images;      // in the configuration's order

@@ -362,17 +362,18 @@ Result<RunOutcome> Runner::run() {
         m_options.incoming->passed("machine");
         m_control->start(); // the source may come back by it
         TRY(m_options.incoming->wait_for_go(m_home));
-        if (auto noted = m_disks->note_epochs(); !noted) log::warning("{}", noted.error().message());
     } else {
         TRY(m_saved->begin());
     }
     m_powered_on = monotonic_now();
     m_machine->start();
     m_saved->begun();
-    if (m_options.incoming)
+    if (m_options.incoming) {
         m_options.incoming->confirm();
-    else
+        if (auto noted = m_disks->note_epochs(); !noted) log::warning("{}", noted.error().message());
+    } else {
         m_control->start();
+    }
     auto end = m_machine->wait();
     m_control.reset();
     auto closed = m_machine->close();
