@@ -354,6 +354,33 @@ TEST_F(Refusals, TheVmIsThereUnderAnotherName) {
     EXPECT_NE(m_source_said.error().message().find("'other'"), std::string::npos);
 }
 
+// The source stops its guest when this mark is reached, and none before it.
+TEST(MigrationProtocol, WaitsForTheMarkThatItSet) {
+    World world;
+    World::Wire wire;
+    auto home = world.source().open("vm");
+    ASSERT_TRUE(home);
+    Stream here(std::move(wire.source));
+    Stream there(std::move(wire.destination));
+    HelloMessage machine;
+    machine.platform = {k_pages * 4096, 1, 1, false, {}};
+    auto source = Source::begin(**home, here, World::peer("destination"), machine, guest_firmware());
+    ASSERT_TRUE(source);
+    ASSERT_TRUE(there.send(ReachedMessage{1}));
+    EXPECT_TRUE(source->wait_until_taken());
+    ASSERT_TRUE(there.send(ReachedMessage{1}));
+    auto const early = source->wait_until_taken();
+    ASSERT_FALSE(early);
+    EXPECT_EQ(early.error().code(), ErrorCode::Corrupt);
+    for (uint32_t number : {1U, 2U}) {
+        auto const body = there.expect(MessageType::Mark);
+        ASSERT_TRUE(body);
+        MarkMessage mark;
+        ASSERT_TRUE(decode_fields(*body, mark));
+        EXPECT_EQ(mark.number, number);
+    }
+}
+
 TEST(MigrationProofs, DependOnEverything) {
     auto const key = *crypto::MacKey::random();
     ProofContext context;
