@@ -70,11 +70,12 @@ Result<void> finish_move(HomeLocation const& from, HomeLocation const& to, Uuid 
 }
 
 // Nothing came of the move that took the home away, and nothing ever will: it is its old root's again.
-Result<void> take_back(HomeLocation const& from, HostRecord& record) {
+Result<void> take_back(HomeLocation const& from, HomeRoot const& to, HostRecord& record) {
     auto const id = std::exchange(record.migration, Uuid());
     record.standing = Standing::Owner;
     --record.sequence;
     TRY(write_host_record(from.host_record(), record));
+    TRY(MigrationJournal(to).forget_incoming(id));
     return MigrationJournal(from.root).forget_outgoing(id);
 }
 
@@ -149,7 +150,7 @@ Result<void> move_home(HomeLocation const& from, HomeRoot const& to, MoveProgres
     if (record.standing == Standing::HandedOver) {
         auto const entry = TRY(MigrationJournal(to).read_incoming(record.migration));
         if (!entry || entry->state != IncomingState::Abandoned) return finish_move(from, target, record.migration);
-        TRY(take_back(from, record));
+        TRY(take_back(from, to, record));
     }
     if (record.standing == Standing::Arriving)
         return make_error(ErrorCode::Busy,

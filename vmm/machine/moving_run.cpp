@@ -73,15 +73,19 @@ Result<control::MoveAnswer> MovingRun::move(control::MoveRequest const& request,
             answer.bytes += TRY(disks.copy_rest(told));
             return {};
         };
+        // First of all, since without it the VM could not be reached.
+        auto const from = m_home.location();
+        TRY(m_server->move_to(going.target()));
         auto finished = going.finish(others, copy_rest, told);
+        if (!finished) {
+            if (auto back = m_server->move_to(from); !back) log::warning("{}", back.error().message());
+        }
         if (going.is_lost()) {
             std::lock_guard lock(m_machine.loop().device_lock());
             m_hooks.lost(finished.error());
         }
         TRY(std::move(finished));
         disks.go_over(going.target().folder());
-        // The VM can do without, and its owner by signals.
-        if (auto moved = m_server->move_to(going.target()); !moved) log::warning("{}", moved.error().message());
         answer.stopped_us = static_cast<uint64_t>((monotonic_now() - begun) / 1000);
         return {};
     };

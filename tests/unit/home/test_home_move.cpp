@@ -121,6 +121,27 @@ TEST_F(HomeMove, StoppedAnywhere) {
     RecordProperty("stop_points", static_cast<int>(stops));
 }
 
+// The new root gave the move up for good, and the old one's record had no time to say so.
+TEST_F(HomeMove, GivenUpByTheNewRootIsBegunAgain) {
+    auto const id = *crypto::random_uuid();
+    auto taken = **read_host_record(record());
+    taken.standing = Standing::HandedOver;
+    taken.migration = id;
+    ++taken.sequence;
+    MigrationJournal const journal(m_there);
+    ASSERT_TRUE(journal.prepare(incoming_move(id, m_config.uuid, "vm")));
+    ASSERT_EQ(*journal.abandon(id), IncomingState::Abandoned);
+    ASSERT_TRUE(MigrationJournal(m_host.root()).write_outgoing(outgoing_move(id, m_config.uuid, "vm", m_there)));
+    ASSERT_TRUE(write_host_record(record(), taken));
+    EXPECT_EQ(open(m_host.location("vm")).error().code(), ErrorCode::Busy);
+    auto moved = move();
+    ASSERT_TRUE(moved) << moved.error().message();
+    expect_gone_here();
+    auto home = open(there());
+    ASSERT_TRUE(home) << home.error().message();
+    EXPECT_TRUE(has_content(**home, m_tpm));
+}
+
 // A disk that fails once: the home is where it was, or moved, or the next try moves it.
 TEST_F(HomeMove, FailingDisk) {
     for (Fault fault : {Fault::Eio, Fault::Enospc}) {
