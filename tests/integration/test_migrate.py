@@ -365,13 +365,14 @@ class Hosts(HostTest):
             self.assertEqual(path.stat().st_mode & 0o777, 0o600)
 
     def test_verbs_say_what_is_missing(self):
-        self.assertIn("not running", self.refused(66, "migrate", "vm", "--to", "127.0.0.1:1"))
+        self.assertIn("no VM", self.refused(66, "migrate", "vm", "--to", "127.0.0.1:1"))
         self.refused(2, "migrate", "vm")
         self.refused(2, "migrate", "vm", "--to", "nowhere")
         self.assertIn("no VM", self.refused(66, "migrate", "vm", "--resolve"))
         self.add_provider()
         self.create("vm")
         self.assertIn("no migration", self.refused(2, "migrate", "vm", "--resolve"))
+        self.assertIn("not running", self.refused(66, "migrate", "vm", "--to", "127.0.0.1:1"))
 
 
 if __name__ == "__main__":
