@@ -99,6 +99,25 @@ class Suspended(Guests):
         self.assertEqual([p.name for p in self.host.home("vm").iterdir() if p.name.startswith(("snapshot-", "saved-"))],
                          [])
 
+    def test_memory_that_is_written_meanwhile_is_that_of_one_moment(self):
+        process, output = self.start_guest(
+            "head -c 60000000 /dev/urandom > /tmp/still; sha256sum /tmp/still > /tmp/still.sum; n=0; "
+            "while [ $n -lt 40 ]; do n=$((n+1)); head -c 3000000 /dev/urandom > /tmp/a; sha256sum /tmp/a > /tmp/a.sum; "
+            "cp /tmp/a /tmp/b; rm /tmp/a; mv /tmp/b /tmp/a; sha256sum -c /tmp/a.sum > /dev/null || exit 7; echo step $n; "
+            "done; sha256sum -c /tmp/still.sum > /dev/null || exit 8; echo whole")
+        self.wait_for(output, "step 2\n", process)
+        self.assertRegex(self.ok("snapshot", "take", "vm", "early", limit=BOOT_LIMIT), "stood still for [0-9]+ ms")
+        seen = [int(n) for n in re.findall(r"step (\d+)\n", output.read_text())][-1]
+        self.wait_for(output, f"step {seen + 1}\n", process)
+        self.ok("snapshot", "revert", "vm", "early", "--yes", limit=BOOT_LIMIT)
+        process.wait(60)
+        resumed = self.ok("resume", "vm", "--timeout", BOOT_LIMIT, limit=BOOT_LIMIT + 60)
+        steps = [int(n) for n in re.findall(r"step (\d+)\n", resumed)]
+        self.assertIn(steps[0], range(2, seen + 2))
+        self.assertEqual(steps, list(range(steps[0], 41)))
+        self.assertIn("whole", resumed)
+        self.ok("snapshot", "delete", "vm", "early", "--yes")
+
     def test_tampered_memory_never_runs(self):
         process, output = self.start_guest("echo begun; sleep 1000; echo ended")
         self.wait_for(output, "begun", process)

@@ -3,6 +3,7 @@
 #include <condition_variable>
 
 #include "base/log.hpp"
+#include "vmm/migrate/memory_pages.hpp"
 
 namespace coffer::vmm {
 
@@ -129,9 +130,15 @@ Result<ByteVector> SavedRun::encode_state(WithFirmware firmware) {
 Result<MachineSource> SavedRun::save() {
     MachineSource source;
     source.state = TRY(encode_state(WithFirmware::Yes));
-    for (auto part : m_machine->ram().parts())
-        if (!part.empty()) source.memory.emplace_back(part);
+    source.memory = memory();
     return source;
+}
+
+std::vector<Bytes> SavedRun::memory() const {
+    std::vector<Bytes> memory;
+    for (auto part : m_machine->ram().parts())
+        if (!part.empty()) memory.emplace_back(part);
+    return memory;
 }
 
 Result<void> SavedRun::suspend(control::SuspendRequest const& request, control::Conversation& with) {
@@ -166,17 +173,131 @@ Result<control::SnapshotAnswer> SavedRun::snapshot(control::SnapshotRequest cons
     case control::SnapshotVerb::Take: break;
     default: return make_error(ErrorCode::Unsupported, "this coffer does not know what to do with a snapshot");
     }
-    auto taken = while_paused(with, [this, &request, &answer](ImageOptions const& watched) -> Result<void> {
+    return take(request, with);
+}
+
+// Most of a snapshot's memory is written while the guest runs, and again what it writes meanwhile, until little is left
+// for when it stands still.
+class SavedRun::Ahead {
+public:
+    static Result<std::unique_ptr<Ahead>> begin(DirtyLog& log, GuestRam const& ram,
+                                                std::unique_ptr<SnapshotAhead> snapshot) {
+        TRY(log.start());
+        return std::unique_ptr<Ahead>(new Ahead(log, ram, std::move(snapshot)));
+    }
+    ~Ahead() {
+        // A log that goes on costs speed, nothing else.
+        if (auto stopped = m_log.stop(); !stopped) log::debug("{}", stopped.error().message());
+    }
+    Ahead(Ahead const&) = delete;
+    Ahead& operator=(Ahead const&) = delete;
+
+    Result<void> write(ImageOptions const& options) {
+        constexpr uint64_t k_little = uint64_t{16} << 20;
+        constexpr unsigned k_max_rounds = 8;
+        for (unsigned round = 1;; ++round) {
+            auto const clusters = take_clusters();
+            TRY(m_snapshot->image().write_ahead(clusters, options));
+            TRY(harvest_dirty(m_log, m_ram, m_numbers, m_pending));
+            uint64_t const left = count_clusters();
+            log::debug("snapshot: round {}, {} clusters written, {} written by the guest meanwhile", round,
+                       clusters.size(), left);
+            bool const worth_it = left * image_spec::k_cluster > k_little && left < clusters.size() / 4 * 3;
+            if (!worth_it || round == k_max_rounds) return {};
+        }
+    }
+    // With the machine saved, and standing still.
+    Result<void> add_rest(MachineSource& source) {
+        TRY(harvest_dirty(m_log, m_ram, m_numbers, m_pending));
+        source.ahead = m_snapshot.get();
+        source.changed = take_clusters();
+        return {};
+    }
+
+private:
+    Ahead(DirtyLog& log, GuestRam const& ram, std::unique_ptr<SnapshotAhead> snapshot)
+        : m_log(log), m_ram(ram), m_snapshot(std::move(snapshot)), m_numbers(ram), m_pending(m_numbers.count()) {
+        m_pending.add_all();
+    }
+
+    std::vector<uint64_t> clusters() const {
+        std::vector<uint64_t> numbers;
+        for (auto page = m_pending.next(0); page;) {
+            numbers.push_back(*page / image_spec::k_pages_in_cluster);
+            page = m_pending.next((numbers.back() + 1) * image_spec::k_pages_in_cluster);
+        }
+        return numbers;
+    }
+    uint64_t count_clusters() const { return clusters().size(); }
+    std::vector<uint64_t> take_clusters() {
+        auto numbers = clusters();
+        m_pending = PageSet(m_numbers.count());
+        return numbers;
+    }
+
+    DirtyLog& m_log;
+    GuestRam const& m_ram;
+    std::unique_ptr<SnapshotAhead> m_snapshot;
+    RamPages m_numbers;
+    PageSet m_pending; // not in the image, or written since
+};
+
+// Null where nobody tells what the guest writes.
+Result<std::unique_ptr<SavedRun::Ahead>> SavedRun::write_ahead(control::SnapshotRequest const& request,
+                                                               control::Conversation& with) {
+    auto* log = m_machine->partition().dirty_log();
+    if (!log) {
+        log::warning("the backend '{}' does not tell what the guest writes: it stands still while memory is saved",
+                     m_machine->partition().capabilities().name);
+        return std::unique_ptr<Ahead>();
+    }
+    auto snapshot = TRY(m_store.begin(request.tag, request.description, memory()));
+    auto ahead = Ahead::begin(*log, m_machine->ram(), std::move(snapshot));
+    if (!ahead && ahead.error().code() == ErrorCode::Unsupported) {
+        log::warning("the guest stands still while memory is saved: {}", ahead.error().message());
+        return std::unique_ptr<Ahead>();
+    }
+    if (!ahead) return std::move(ahead).error();
+    ImageOptions options;
+    options.compress = request.compress;
+    Nanoseconds told = 0;
+    bool given_up = false;
+    options.progress = [&](uint64_t done, uint64_t total) {
+        auto const now = monotonic_now();
+        if (now - told < 100 * k_ns_per_ms) return;
+        told = now;
+        with.progress(done, total, "saving");
+        given_up = with.cancelled();
+    };
+    options.cancelled = [&] { return given_up; };
+    TRY((*ahead)->write(options));
+    return ahead;
+}
+
+Result<control::SnapshotAnswer> SavedRun::take(control::SnapshotRequest const& request, control::Conversation& with) {
+    auto const held = TRY(hold());
+    finish_memory();
+    auto const ahead = TRY(write_ahead(request, with));
+    control::SnapshotAnswer answer{request.tag};
+    auto taken = while_paused(with, [this, &request, &answer, &ahead](ImageOptions const& watched) -> Result<void> {
         auto begun = monotonic_now();
         auto options = watched;
         options.compress = request.compress;
         auto source = TRY(save());
+        if (ahead) TRY(ahead->add_rest(source));
         answer.tag = TRY(m_store.take(request.tag, request.description, &source, options)).tag;
         answer.stopped_ms = static_cast<uint64_t>((monotonic_now() - begun) / k_ns_per_ms);
         return {};
     });
     TRY(std::move(taken));
     return answer;
+}
+
+Result<std::shared_ptr<void>> SavedRun::hold() {
+    if (m_held.exchange(true))
+        return make_error(ErrorCode::Busy, "the VM migrates or is moved, or a snapshot of it is being taken: try again "
+                                           "when that has ended");
+    return std::shared_ptr<void>(nullptr, [this](void*) { m_held = false; });
 }
 
 Result<void> SavedRun::while_paused(control::Conversation& with, std::function<Result<void>(ImageOptions const&)> work,

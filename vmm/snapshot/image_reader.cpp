@@ -39,7 +39,8 @@ bool is_sound(ImageEntry const& entry, uint64_t end) noexcept {
     if (entry.pages == 0) return true;
     size_t packed = static_cast<size_t>(std::popcount(entry.pages)) * spec::k_page;
     bool compressed = entry.flags & spec::k_flag_zstd;
-    return !(entry.flags & ~spec::k_flag_zstd) && entry.size >= 16 && entry.size <= packed &&
+    constexpr uint16_t k_known = spec::k_flag_zstd | spec::k_max_writing << spec::k_writing_shift;
+    return !(entry.flags & ~k_known) && entry.size >= 16 && entry.size <= packed &&
            (compressed || entry.size == packed) && entry.offset >= home_spec::data::k_header_size &&
            entry.offset <= end && entry.size <= end - entry.offset;
 }
@@ -61,12 +62,15 @@ Result<ImageTable> read_image_table(int fd, OpenedImage const& image) {
     table.at = load_le<uint64_t>(own, spec::k_table_at);
     auto count = load_le<uint64_t>(own, spec::k_cluster_count_at);
     uint64_t const file_size = home_spec::data::k_header_size + image.header.content_size;
+    uint64_t const most = clusters_for(spec::k_max_state) + clusters_for(spec::k_max_memory);
     if (load_le<uint32_t>(own, spec::k_cluster_size_at) != spec::k_cluster || table.state_size > spec::k_max_state ||
-        table.memory_size > spec::k_max_memory ||
-        count != clusters_for(table.state_size) + clusters_for(table.memory_size) ||
+        table.memory_size > spec::k_max_memory || count > most ||
+        count < clusters_for(table.state_size) + clusters_for(table.memory_size) ||
+        count > clusters_for(spec::k_max_state) + clusters_for(table.memory_size) ||
         table.at < home_spec::data::k_header_size || table.at > file_size ||
         file_size - table.at != count * spec::k_entry)
         return changed(path, "its header is malformed");
+    table.state_clusters = count - clusters_for(table.memory_size);
     // Read while the table is, and most likely in front: advice only.
     ::posix_fadvise(fd, home_spec::data::k_header_size,
                     static_cast<off_t>(table.state_size + size_t{16} * spec::k_cluster), POSIX_FADV_WILLNEED);
@@ -102,19 +106,18 @@ Result<std::unique_ptr<ImageReader>> ImageReader::open(OpenedImage image) {
     std::unique_ptr<ImageReader> reader(new ImageReader);
     reader->m_fd = TRY(open_file(image.path, O_RDONLY));
     reader->m_table = TRY(read_image_table(reader->m_fd.get(), image));
-    reader->m_state_clusters = clusters_for(reader->m_table.state_size);
     reader->m_image = std::move(image);
     return reader;
 }
 
 bool ImageReader::is_zero(uint64_t memory_cluster) const noexcept {
-    return m_table.entries[m_state_clusters + memory_cluster].pages == 0;
+    return m_table.entries[m_table.state_clusters + memory_cluster].pages == 0;
 }
 
 Result<ByteVector> ImageReader::read_state() {
     auto worker = TRY(Worker::create(*this));
     ByteVector state(m_table.state_size);
-    for (uint64_t cluster = 0; cluster < m_state_clusters; ++cluster) {
+    for (uint64_t cluster = 0; cluster < clusters_for(m_table.state_size); ++cluster) {
         auto content = TRY(worker.read_any(cluster));
         auto to = MutBytes(state).subspan(cluster * spec::k_cluster);
         if (!content.empty()) std::copy_n(content.begin(), std::min(content.size(), to.size()), to.begin());
@@ -146,7 +149,7 @@ Result<ImageReader::Worker> ImageReader::Worker::create(ImageReader const& image
 
 Result<Bytes> ImageReader::Worker::read(uint64_t memory_cluster) {
     COFFER_ASSERT(memory_cluster < m_parts->image.memory_clusters());
-    return read_any(m_parts->image.m_state_clusters + memory_cluster);
+    return read_any(m_parts->image.m_table.state_clusters + memory_cluster);
 }
 
 Result<Bytes> ImageReader::Worker::read_any(uint64_t cluster) {
@@ -158,7 +161,7 @@ Result<Bytes> ImageReader::Worker::read_any(uint64_t cluster) {
     auto read = pread_all(image.m_fd.get(), plain, entry.offset, image.m_image.path);
     if (!read && read.error().code() == ErrorCode::Corrupt) return changed(image.m_image.path, "it is too short");
     TRY(std::move(read));
-    if (!TRY(parts.cipher.open(cluster, entry.tag, plain)))
+    if (!TRY(parts.cipher.open(entry.unit_of(cluster), entry.tag, plain)))
         return changed(image.m_image.path, fmt::format("its cluster {} fails authentication", cluster));
     size_t packed = static_cast<size_t>(std::popcount(entry.pages)) * spec::k_page;
     if (entry.flags & spec::k_flag_zstd) {

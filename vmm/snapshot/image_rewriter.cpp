@@ -26,12 +26,12 @@ Result<ImageRoot> rewrite_machine_image(OpenedImage const& from, ImageWriting co
         if (entry.pages == 0) continue;
         MutBytes bytes = MutBytes(stored).first(entry.size);
         TRY(pread_all(source.get(), bytes, entry.offset, from.path));
-        if (!TRY(old_cipher.open(number, entry.tag, bytes)))
+        if (!TRY(old_cipher.open(entry.unit_of(number), entry.tag, bytes)))
             return make_error(ErrorCode::Integrity,
                               "{}: its cluster {} fails authentication: it was changed, or is "
                               "damaged. Put an intact copy back, or delete the snapshot",
                               from.path.native(), number);
-        entry.tag = TRY(new_cipher.seal(number, bytes, bytes));
+        entry.tag = TRY(new_cipher.seal(entry.unit_of(number), bytes, bytes));
         TRY(pwrite_all(target.get(), bytes, entry.offset, to.path));
         if (advance) advance(entry.size);
     }

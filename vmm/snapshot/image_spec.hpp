@@ -36,5 +36,8 @@ constexpr size_t k_entry_flags_at = 14;
 constexpr size_t k_entry_tag_at = 16;
 constexpr size_t k_entry = k_entry_tag_at + crypto::Gmac::k_tag_size;
 constexpr uint16_t k_flag_zstd = 1;
+constexpr unsigned k_writing_shift = 8; // flags: which writing of the cluster it is, from 0
+constexpr unsigned k_max_writing = 255;
+constexpr unsigned k_unit_writing_shift = 40; // and in the number of the unit, above the cluster's
 
 } // namespace coffer::vmm::image_spec

@@ -16,6 +16,7 @@
 #include "crypto/gmac.hpp"
 #include "crypto/xts.hpp"
 #include "vmm/home/home_session.hpp"
+#include "vmm/snapshot/direct_file.hpp"
 #include "vmm/snapshot/image_spec.hpp"
 
 namespace coffer::vmm {
@@ -39,12 +40,51 @@ struct ImageEntry {
     uint16_t pages = 0; // 0: nothing is stored
     uint16_t flags = 0;
     crypto::Gmac::Tag tag{};
+
+    // The number that a unit is encrypted and tagged with: one for each writing of a cluster.
+    static constexpr uint64_t unit(uint64_t cluster, unsigned writing) noexcept {
+        return cluster | uint64_t{writing} << image_spec::k_unit_writing_shift;
+    }
+    uint64_t unit_of(uint64_t cluster) const noexcept { return unit(cluster, flags >> image_spec::k_writing_shift); }
+};
+
+// The same in steps, the first of them while the machine runs. One thread at a time; `to` and the memory outlive it.
+class ImageWriter {
+public:
+    // With room for `state_room` bytes of state.
+    static Result<std::unique_ptr<ImageWriter>> create(ImageWriting const& to, uint64_t state_room,
+                                                       std::vector<Bytes> memory);
+    ~ImageWriter();
+
+    // Clusters of memory, ascending, that may change meanwhile: those that did are to be written again. At most
+    // image_spec::k_max_writing times.
+    Result<void> write_ahead(std::span<uint64_t const> clusters, ImageOptions const& options);
+    // With the machine standing still: its state, and the clusters that changed since they were written, or never were.
+    // Ends the file.
+    Result<ImageRoot> finish(Bytes state, std::span<uint64_t const> clusters, ImageOptions const& options);
+
+private:
+    class Pass;
+    class Packer;
+
+    explicit ImageWriter(ImageWriting const& to) : m_to(to) {}
+    Result<void> write(Pass& pass, ImageOptions const& options);
+    Bytes memory_cluster(uint64_t number) const noexcept;
+
+    ImageWriting const& m_to;
+    std::vector<Bytes> m_memory;
+    uint64_t m_memory_size = 0;
+    uint64_t m_state_clusters = 0;
+    std::unique_ptr<DirectFile> m_file;
+    std::vector<ImageEntry> m_table;
+    unsigned m_writing = 0; // number of the next pass
 };
 
 struct ImageTable {
     uint64_t state_size = 0;
     uint64_t memory_size = 0;
-    uint64_t at = 0; // in the file
+    uint64_t state_clusters = 0; // in front of those of memory; at least as many as the state has
+    uint64_t at = 0;             // in the file
     std::vector<ImageEntry> entries;
 };
 
@@ -96,7 +136,6 @@ private:
     OpenedImage m_image;
     UniqueFd m_fd;
     ImageTable m_table;
-    uint64_t m_state_clusters = 0;
 };
 
 } // namespace coffer::vmm

@@ -128,6 +128,10 @@ Result<void> SnapshotStore::clean_up() {
 
 Result<void> SnapshotStore::write_image(std::string const& name, MachineSource const& machine,
                                         ImageOptions const& options) {
+    if (machine.ahead) {
+        auto root = TRY(machine.ahead->image().finish(machine.state, machine.changed, options));
+        return m_home.commit_image(machine.ahead->m_writing, root);
+    }
     auto writing = TRY(m_home.begin_image(name));
     auto root = write_machine_image(writing, machine.state, machine.memory, options);
     auto done = root ? m_home.commit_image(writing, *root) : Result<void>(std::move(root).error());
@@ -179,8 +183,7 @@ void SnapshotStore::remove_files(SnapshotRecord const& record) {
         drop(remove_file(m_home.location().folder() / disk_copy_of(record, n)));
 }
 
-Result<SnapshotRecord> SnapshotStore::take(std::string tag, std::string description, MachineSource const* machine,
-                                           ImageOptions const& options) {
+Result<std::string> SnapshotStore::check_take(std::string tag, std::string_view description) const {
     if (tag.empty())
         for (size_t number = m_index.snapshots.size() + 1; tag.empty() || m_index.find(tag); ++number)
             tag = fmt::format("snapshot-{}", number);
@@ -194,10 +197,31 @@ Result<SnapshotRecord> SnapshotStore::take(std::string tag, std::string descript
     if (m_index.snapshots.size() >= k_max_snapshots)
         return make_error(ErrorCode::NoSpace, "a VM has at most {} snapshots: delete one first", k_max_snapshots);
     if (m_home.config().tpm != TpmKind::None) TRY(load_tpm(m_home));
+    return tag;
+}
+
+SnapshotAhead::~SnapshotAhead() {
+    // Renamed, where it was committed.
+    ::unlink(m_writing.path.c_str());
+}
+
+Result<std::unique_ptr<SnapshotAhead>> SnapshotStore::begin(std::string const& tag, std::string_view description,
+                                                            std::vector<Bytes> memory) {
+    TRY(check_take(tag, description));
+    SnapshotRecord record;
+    record.id = TRY(crypto::random_uuid());
+    auto ahead = std::make_unique<SnapshotAhead>(record.id, TRY(m_home.begin_image(image_of(record))));
+    ahead->m_image = TRY(ImageWriter::create(ahead->m_writing, image_spec::k_max_state, std::move(memory)));
+    return ahead;
+}
+
+Result<SnapshotRecord> SnapshotStore::take(std::string tag, std::string description, MachineSource const* machine,
+                                           ImageOptions const& options) {
+    tag = TRY(check_take(std::move(tag), description));
     TRY(clean_up());
 
     SnapshotRecord record;
-    record.id = TRY(crypto::random_uuid());
+    record.id = machine && machine->ahead ? machine->ahead->m_id : TRY(crypto::random_uuid());
     record.tag = std::move(tag);
     record.description = std::move(description);
     record.parent = m_index.current;

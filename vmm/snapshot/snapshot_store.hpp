@@ -18,10 +18,31 @@
 
 namespace coffer::vmm {
 
+// What is written of a snapshot while its machine still runs (SnapshotStore::begin()). Ends with what was written.
+class SnapshotAhead {
+public:
+    SnapshotAhead(Uuid const& id, ImageWriting writing) : m_id(id), m_writing(std::move(writing)) {}
+    ~SnapshotAhead();
+    SnapshotAhead(SnapshotAhead const&) = delete;
+    SnapshotAhead& operator=(SnapshotAhead const&) = delete;
+
+    ImageWriter& image() noexcept { return *m_image; }
+
+private:
+    friend class SnapshotStore;
+
+    Uuid m_id;
+    ImageWriting m_writing;
+    std::unique_ptr<ImageWriter> m_image;
+};
+
 // A machine that stands still while it is written.
 struct MachineSource {
     ByteVector state; // encode_machine_state()
     std::vector<Bytes> memory;
+    // Where memory was written before: that, and the clusters that changed since.
+    SnapshotAhead* ahead = nullptr;
+    std::vector<uint64_t> changed = {};
 };
 
 class SnapshotStore {
@@ -45,6 +66,10 @@ public:
     Result<std::string> spend_suspension();
     Result<void> remove_spent(std::string const& image);
 
+    // For a VM that runs: its memory, which outlives the result, may be written ahead of take(), which gets the same
+    // tag. Errors: take()'s.
+    Result<std::unique_ptr<SnapshotAhead>> begin(std::string const& tag, std::string_view description,
+                                                 std::vector<Bytes> memory);
     // `machine`: of a VM that runs; null: it is off. An empty tag is filled in. Busy where the VM is suspended,
     // AlreadyExists where the tag is taken, NoSpace past k_max_snapshots. Nothing is written to the disks meanwhile.
     Result<SnapshotRecord> take(std::string tag, std::string description, MachineSource const* machine,
@@ -65,6 +90,8 @@ private:
     Result<void> write_index(SnapshotIndex index);
     void tidy_disks(ImageOptions const& options);
     Result<void> clean_up();
+    // Whether take() may be called; the tag, which is made up where it is empty.
+    Result<std::string> check_take(std::string tag, std::string_view description) const;
     Result<void> write_image(std::string const& name, MachineSource const& machine, ImageOptions const& options);
     Result<SnapshotRecord const*> find(std::string_view tag) const;
     void remove_files(SnapshotRecord const& record);

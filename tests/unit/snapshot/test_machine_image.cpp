@@ -1,8 +1,14 @@
 #include "tests/unit/snapshot/image_fixture.hpp"
 
 #include <algorithm>
+#include <atomic>
+#include <cstring>
+#include <numeric>
+#include <thread>
 
 #include <fcntl.h>
+
+#include "vmm/snapshot/snapshot_store.hpp"
 
 namespace coffer::vmm::tests {
 namespace {
@@ -109,6 +115,83 @@ TEST_P(MachineImage, EveryFlippedBitIsFound) {
 
 INSTANTIATE_TEST_SUITE_P(Forms, MachineImage,
                          testing::Values(Form{false, 1}, Form{false, 3}, Form{true, 1}, Form{true, 3}));
+
+// Memory that is written while somebody changes it, and again where it changed, is in the end what it then is.
+TEST_P(MachineImage, HoldsMemoryThatChangedWhileItWasWritten) {
+    constexpr unsigned k_clusters = 40;
+    constexpr unsigned k_rounds = 5;
+    auto home = m_host.open("vm");
+    ASSERT_TRUE(home);
+    Ram ram(k_clusters * image_spec::k_cluster + 3 * 4096);
+    fill_with_everything(ram.bytes());
+    auto writing = (*home)->begin_image(k_image_name);
+    ASSERT_TRUE(writing);
+    auto image = ImageWriter::create(*writing, 200'000, {ram.bytes()});
+    ASSERT_TRUE(image) << image.error().message();
+
+    std::array<std::atomic<bool>, k_clusters + 1> changed{};
+    std::atomic<bool> stop{false};
+    // Clusters become zeros and other things, in whole and in part; the last stays what it was.
+    std::thread guest([&] {
+        std::mt19937 random(11);
+        while (!stop) {
+            size_t const cluster = random() % k_clusters;
+            auto page = ram.bytes().subspan(cluster * image_spec::k_cluster + random() % 16 * 4096, 4096);
+            if (random() % 3 == 0) page = ram.bytes().subspan(cluster * image_spec::k_cluster, image_spec::k_cluster);
+            auto const value = static_cast<int>(random() % 3);
+            std::memset(page.data(), value, page.size());
+            changed[cluster] = true;
+        }
+    });
+    std::vector<uint64_t> clusters(k_clusters + 1);
+    std::iota(clusters.begin(), clusters.end(), uint64_t{0});
+    for (unsigned round = 0; round < k_rounds; ++round) {
+        auto written = (*image)->write_ahead(clusters, options());
+        EXPECT_TRUE(written) << written.error().message();
+        clusters.clear();
+        if (round + 1 == k_rounds) {
+            stop = true;
+            guest.join();
+        }
+        for (size_t i = 0; i < changed.size(); ++i)
+            if (changed[i].exchange(false)) clusters.push_back(i);
+    }
+    auto const state = ByteVector(70'000, std::byte{0x77});
+    auto root = (*image)->finish(state, clusters, options());
+    ASSERT_TRUE(root) << root.error().message();
+    ASSERT_TRUE((*home)->commit_image(*writing, *root));
+    auto expect_whole = [&] {
+        auto saved = open(**home);
+        ASSERT_TRUE(saved) << saved.error().message();
+        EXPECT_EQ(*(*saved)->read_state(), state);
+        auto all = read_all(**saved);
+        ASSERT_TRUE(all) << all.error().message();
+        EXPECT_TRUE(std::ranges::equal(*all, ram.bytes()));
+    };
+    expect_whole();
+
+    // No unit has the number of another writing of its cluster, which would have been made under the same nonce.
+    auto opened = (*home)->open_image(k_image_name);
+    ASSERT_TRUE(opened);
+    auto table = read_image_table(open_file(image_path(), O_RDONLY)->get(), *opened);
+    ASSERT_TRUE(table);
+    ASSERT_EQ(table->state_clusters, 4U);
+    for (uint64_t i : clusters) {
+        auto const& entry = table->entries[table->state_clusters + i];
+        if (entry.pages != 0) {
+            EXPECT_EQ(entry.unit_of(7), 7 + (uint64_t{k_rounds} << 40)) << i;
+        }
+    }
+    EXPECT_EQ(table->entries.back().unit_of(7), 7U);
+
+    // The same under other keys.
+    auto again = (*home)->begin_image(k_image_name);
+    ASSERT_TRUE(again);
+    auto rewritten = rewrite_machine_image(*opened, *again, {});
+    ASSERT_TRUE(rewritten) << rewritten.error().message();
+    ASSERT_TRUE((*home)->commit_image(*again, *rewritten));
+    expect_whole();
+}
 
 // Two clusters of equal size exchanged, one replayed from an older image, and the file cut.
 TEST_F(ImageTest, MovedClustersAndCutsAreFound) {

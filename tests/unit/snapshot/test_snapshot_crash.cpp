@@ -85,6 +85,26 @@ TEST_F(SnapshotCrash, Take) {
         });
 }
 
+TEST_F(SnapshotCrash, TakeAhead) {
+    stop_everywhere(
+        [&](HomeSession&, SnapshotStore& store) {
+            auto source = machine(m_tpm);
+            auto begun = store.begin("a", "", source.memory);
+            std::vector<uint64_t> const all{0, 1, 2};
+            if (!begun || !(*begun)->image().write_ahead(all, m_alone)) return false;
+            source.ahead = begun->get();
+            source.changed = {1};
+            return store.take("a", "", &source, m_alone).has_value();
+        },
+        [&](HomeSession& home, SnapshotStore& store) {
+            EXPECT_EQ(content_now(home), first());
+            if (store.index().snapshots.empty()) return false;
+            auto whole = store.check("a");
+            EXPECT_TRUE(whole) << whole.error().message();
+            return true;
+        });
+}
+
 TEST_F(SnapshotCrash, Suspend) {
     auto source = machine(m_tpm);
     stop_everywhere([&](HomeSession&, SnapshotStore& store) { return store.suspend(source, m_alone).has_value(); },

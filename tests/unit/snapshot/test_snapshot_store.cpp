@@ -139,6 +139,56 @@ TEST_F(StoreTest, DamagedSnapshotIsRefusedBeforeAnythingChanges) {
     EXPECT_TRUE(store.revert("live", m_alone));
 }
 
+// Most of memory is written before the machine stands still; what is begun and given up leaves nothing.
+TEST_F(StoreTest, MemoryIsWrittenAheadOfTheSnapshot) {
+    auto home = open_or_fail();
+    auto store = *SnapshotStore::open(*home);
+    auto source = machine(m_tpm);
+    std::vector<uint64_t> const all{0, 1, 2};
+    auto leftovers = [&] {
+        unsigned count = 0;
+        for (auto const& entry : std::filesystem::directory_iterator(m_host.location("vm").folder()))
+            if (entry.path().filename().native().starts_with(".snapshot-")) ++count;
+        return count + snapshot_files().size();
+    };
+    {
+        auto begun = store.begin("live", "", source.memory);
+        ASSERT_TRUE(begun) << begun.error().message();
+        ASSERT_TRUE((*begun)->image().write_ahead(all, m_alone));
+        EXPECT_EQ(leftovers(), 1U);
+    }
+    EXPECT_EQ(leftovers(), 0U);
+    {
+        auto begun = store.begin("live", "", source.memory);
+        ASSERT_TRUE(begun);
+        auto stopped = m_alone;
+        stopped.cancelled = [] { return true; };
+        source.ahead = begun->get();
+        source.changed = all;
+        EXPECT_EQ(store.take("live", "", &source, stopped).error().code(), ErrorCode::Cancelled);
+    }
+    EXPECT_EQ(leftovers(), 0U);
+    EXPECT_TRUE(store.index().snapshots.empty());
+    EXPECT_EQ(content_now(*home), first());
+
+    auto begun = store.begin("live", "", source.memory);
+    ASSERT_TRUE(begun);
+    ASSERT_TRUE((*begun)->image().write_ahead(all, m_alone));
+    m_memory[70'000] = std::byte{1}; // in the second cluster
+    source.ahead = begun->get();
+    source.changed = {1};
+    auto taken = store.take("live", "", &source, m_alone);
+    ASSERT_TRUE(taken) << taken.error().message();
+    begun->reset();
+    ASSERT_TRUE(store.check("live"));
+    EXPECT_EQ(store.begin("live", "", source.memory).error().code(), ErrorCode::AlreadyExists);
+    ASSERT_TRUE(store.revert("live", m_alone));
+    auto image = store.open_suspended();
+    ASSERT_TRUE(image) << image.error().message();
+    EXPECT_EQ(*(*image)->read_state(), source.state);
+    EXPECT_EQ(*read_all(**image), m_memory);
+}
+
 // A deep rekey takes snapshots along.
 TEST_F(StoreTest, ImageUnderOtherKeysHasTheSameContent) {
     auto home = open_or_fail();
