@@ -54,8 +54,9 @@ uint64_t measure_tsc_hz() {
     if (monotonic_now() - first.time > k_longest) first = sample_tsc();
     while (monotonic_now() - first.time < k_span) __builtin_ia32_pause();
     auto last = sample_tsc();
-    // At most some 10^9 ticks: the product stays below 2^64.
-    return (last.tsc - first.tsc) * static_cast<uint64_t>(k_ns_per_s) / static_cast<uint64_t>(last.time - first.time);
+    // However long this thread waited for a core: a product of integers could overflow.
+    return static_cast<uint64_t>(static_cast<double>(last.tsc - first.tsc) * static_cast<double>(k_ns_per_s) /
+                                 static_cast<double>(last.time - first.time));
 }
 
 // Passes signals on to the vCPU once it exists; before that nothing can be pending that it would miss.
