@@ -267,6 +267,10 @@ class Live(MigrationTest):
         stalled = self.proxy(place, cut_after_bytes=1 << 20, stall=True)
         migrating = self.start_migrating(stalled.place)
         self.wait_until(lambda: stalled.cuts == 1)
+        # Meanwhile nothing else copies the VM.
+        self.assertIn("busy with another request", self.refused(75, "snapshot", "take", "vm", "meanwhile"))
+        self.assertIn("busy with another request", self.refused(75, "move", "vm", "--home-root", self.there.root))
+        self.assertIn("busy with another request", self.refused(75, "migrate", "vm", "--to", place))
         migrating.send_signal(signal.SIGINT)
         self.assertEqual(migrating.wait(60), 130)
         self.assertEqual(self.host.json("show", "vm")["state"], "running")

@@ -42,7 +42,6 @@ void MovingRun::serve(control::Server& server) {
 }
 
 Result<control::MoveAnswer> MovingRun::move(control::MoveRequest const& request, control::Conversation& with) {
-    auto const alone = TRY(m_saved.hold());
     auto const to = TRY(root_of(request));
     auto const header = m_home.header();
     if ((header ? header->provider : Uuid()) != request.provider)

@@ -291,7 +291,6 @@ void OutgoingRun::wait_until_settled(Leaving& leaving) {
 }
 
 Result<control::MigrateAnswer> OutgoingRun::leave(control::MigrateRequest const& request, control::Conversation& with) {
-    auto const alone = TRY(m_saved.hold());
     auto leaving = std::make_shared<Leaving>();
     leaving->request = request;
     leaving->begun = monotonic_now();

@@ -275,7 +275,6 @@ Result<std::unique_ptr<SavedRun::Ahead>> SavedRun::write_ahead(control::Snapshot
 }
 
 Result<control::SnapshotAnswer> SavedRun::take(control::SnapshotRequest const& request, control::Conversation& with) {
-    auto const held = TRY(hold());
     finish_memory();
     auto const ahead = TRY(write_ahead(request, with));
     control::SnapshotAnswer answer{request.tag};
@@ -291,13 +290,6 @@ Result<control::SnapshotAnswer> SavedRun::take(control::SnapshotRequest const& r
     });
     TRY(std::move(taken));
     return answer;
-}
-
-Result<std::shared_ptr<void>> SavedRun::hold() {
-    if (m_held.exchange(true))
-        return make_error(ErrorCode::Busy, "the VM migrates or is moved, or a snapshot of it is being taken: try again "
-                                           "when that has ended");
-    return std::shared_ptr<void>(nullptr, [this](void*) { m_held = false; });
 }
 
 Result<void> SavedRun::while_paused(control::Conversation& with, std::function<Result<void>(ImageOptions const&)> work,

@@ -1,7 +1,6 @@
 // What a run has to do with saved machines: going on from a suspended one, and suspending and snapshots on request.
 #pragma once
 
-#include <atomic>
 #include <functional>
 #include <memory>
 #include <mutex>
@@ -68,9 +67,6 @@ public:
     // `work` runs on the owner's thread with the machine paused; this waits for it and passes progress on, as `what`.
     Result<void> while_paused(control::Conversation& with, std::function<Result<void>(ImageOptions const&)> work,
                               std::string_view what = "saving");
-    // Any thread: for what goes on beside the guest and bears nothing else of its kind, as there is one dirty log and
-    // one place for the home. Until the result goes; Busy where somebody has it.
-    Result<std::shared_ptr<void>> hold();
     // After serve(), with the machine paused: all of it but RAM, encoded; the home's variables are the flash's then.
     Result<ByteVector> encode_state(WithFirmware firmware);
 
@@ -94,7 +90,6 @@ private:
     Hooks m_hooks;
     std::mutex m_mutex;  // the store, from clients' threads
     std::string m_spent; // image to be removed
-    std::atomic<bool> m_held{false};
 };
 
 } // namespace coffer::vmm
