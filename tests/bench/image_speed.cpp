@@ -17,8 +17,8 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "base/log.hpp"
 #include "crypto/random.hpp"
+#include "tests/bench/measure.hpp"
 #include "vmm/snapshot/image_cipher.hpp"
 #include "vmm/snapshot/machine_image.hpp"
 
@@ -28,21 +28,6 @@ namespace {
 using namespace coffer::vmm;
 
 constexpr size_t k_write = size_t{1} << 20;
-
-double seconds(clockid_t clock) {
-    timespec now{};
-    ::clock_gettime(clock, &now);
-    return static_cast<double>(now.tv_sec) + static_cast<double>(now.tv_nsec) * 1e-9;
-}
-
-template <class T>
-T must(Result<T> result) {
-    if (!result) {
-        log::error("{}", result.error().message());
-        std::exit(1);
-    }
-    if constexpr (!std::is_void_v<T>) return std::move(*result);
-}
 
 // MB/s of wall time.
 double rate(size_t size, std::function<void()> const& work) {

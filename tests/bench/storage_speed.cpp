@@ -14,12 +14,12 @@
 #include <unistd.h>
 
 #include "base/file.hpp"
-#include "base/log.hpp"
 #include "crypto/gmac.hpp"
 #include "crypto/mac.hpp"
 #include "crypto/random.hpp"
 #include "crypto/xts.hpp"
 #include "devices/storage/raw_disk.hpp"
+#include "tests/bench/measure.hpp"
 #include "vmm/disk/disk_files.hpp"
 #include "vmm/home/data_file_memory.hpp"
 #include "vmm/snapshot/image_cipher.hpp"
@@ -29,21 +29,6 @@ namespace coffer::bench {
 namespace {
 
 using namespace coffer::vmm;
-
-double seconds(clockid_t clock) {
-    timespec now{};
-    ::clock_gettime(clock, &now);
-    return static_cast<double>(now.tv_sec) + static_cast<double>(now.tv_nsec) * 1e-9;
-}
-
-template <class T>
-T must(Result<T> result) {
-    if (!result) {
-        log::error("{}", result.error().message());
-        std::exit(1);
-    }
-    if constexpr (!std::is_void_v<T>) return std::move(*result);
-}
 
 // The best of several rounds of at least 50 ms each, in bytes a second. What `prepare` takes is not counted.
 double rate(

@@ -1,6 +1,5 @@
 // coffer migrate NAME --to HOST:PORT: a running VM goes to another host. This process holds the connection, and never
 // the VM's keys; the VM's process moves the VM, and never sees the network.
-#include <csignal>
 #include <thread>
 
 #include <CLI/CLI.hpp>
@@ -9,8 +8,7 @@
 #include "vmm/cli/context.hpp"
 #include "vmm/cli/exit_codes.hpp"
 #include "vmm/cli/host_link.hpp"
-#include "vmm/cli/progress.hpp"
-#include "vmm/control/client.hpp"
+#include "vmm/cli/long_request.hpp"
 #include "vmm/home/home_admin.hpp"
 #include "vmm/home/host_record.hpp"
 #include "vmm/home/incoming_home.hpp"
@@ -34,21 +32,9 @@ struct MigrateOptions {
 constexpr int k_retries = 10;
 constexpr auto k_retry_pause = std::chrono::seconds(2);
 
-volatile std::sig_atomic_t g_cancelled = 0;
-
-// The first Ctrl-C gives the migration up, and leaves the VM here; a second one ends this process.
-void watch_for_cancel() {
-    g_cancelled = 0;
-    struct sigaction action {};
-    action.sa_handler = [](int) { g_cancelled = 1; };
-    action.sa_flags = static_cast<int>(SA_RESETHAND);
-    for (int number : {SIGINT, SIGTERM, SIGHUP}) ::sigaction(number, &action, nullptr);
-}
-
 Result<vmm::OutgoingMigration> handed_over_migration(vmm::HomeLocation const& location) {
     auto const record = TRY(vmm::read_host_record(location.host_record()));
-    if (!record || !std::filesystem::exists(location.folder()))
-        return vmm::no_such_home(location);
+    if (!record || !std::filesystem::exists(location.folder())) return vmm::no_such_home(location);
     if (record->standing == vmm::Standing::Owner)
         return make_error(ErrorCode::InvalidArgument, "VM '{}' is this host's: there is no migration to settle",
                           location.name);
@@ -108,7 +94,7 @@ Result<int> resolve(vmm::HomeLocation const& location, std::string const& to) {
 // The confirmation is missing: the connection may have been lost at that very moment, and come back.
 Result<int> settle_soon(vmm::HomeLocation const& location, std::string const& to) {
     std::string reason;
-    for (int tries = 0; tries < k_retries && !g_cancelled; ++tries) {
+    for (int tries = 0; tries < k_retries && !is_cancelled(); ++tries) {
         if (tries > 0) std::this_thread::sleep_for(k_retry_pause);
         auto outcome = settle_once(location, to);
         if (outcome && *outcome == MigrationOutcome::Moved) {
@@ -142,18 +128,12 @@ Result<int> migrate(Context const& context, MigrateOptions const& options) {
     request.downtime_ms = options.downtime_ms;
     auto answered = [&]() -> Result<vmm::control::MigrateAnswer> {
         ProgressLine line("migrating");
-        vmm::control::CallOptions call;
+        auto call = long_call(line);
         call.descriptor = pumped->near().get();
-        call.on_progress = [&](vmm::control::Progress const& progress) {
-            line.rename(progress.what);
-            line.show(progress.done, progress.total);
-        };
-        call.cancelled = [] { return g_cancelled != 0; };
-        call.silence_limit = 0;
         return client.call(request, call);
     }();
     pumped.reset();
-    if (!answered && answered.error().code() == ErrorCode::Cancelled && g_cancelled)
+    if (!answered && answered.error().code() == ErrorCode::Cancelled && is_cancelled())
         return make_error(ErrorCode::Cancelled, "the migration was given up, and VM '{}' goes on here", options.name);
     if (!answered) return std::move(answered).error();
     if (answered->outcome == MigrationOutcome::Undecided) {

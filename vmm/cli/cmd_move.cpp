@@ -1,13 +1,11 @@
 // coffer move NAME --home-root DIR
-#include <csignal>
 
 #include <CLI/CLI.hpp>
 
 #include "base/log.hpp"
 #include "vmm/cli/context.hpp"
 #include "vmm/cli/exit_codes.hpp"
-#include "vmm/cli/progress.hpp"
-#include "vmm/control/client.hpp"
+#include "vmm/cli/long_request.hpp"
 #include "vmm/control/move.hpp"
 #include "vmm/home/home_admin.hpp"
 #include "vmm/home/home_move.hpp"
@@ -22,17 +20,6 @@ struct MoveOptions {
     std::string to;
 };
 
-volatile std::sig_atomic_t g_cancelled = 0;
-
-// The first Ctrl-C gives the move up, and leaves the VM where it is; a second one ends this process.
-void watch_for_cancel() {
-    g_cancelled = 0;
-    struct sigaction action {};
-    action.sa_handler = [](int) { g_cancelled = 1; };
-    action.sa_flags = static_cast<int>(SA_RESETHAND);
-    for (int number : {SIGINT, SIGTERM, SIGHUP}) ::sigaction(number, &action, nullptr);
-}
-
 Result<void> move_running(vmm::HomeLocation const& from, vmm::HomeRoot const& to) {
     auto const summary = TRY(vmm::summarize_home(from));
     TRY(vmm::check_provider(summary, to));
@@ -40,16 +27,10 @@ Result<void> move_running(vmm::HomeLocation const& from, vmm::HomeRoot const& to
     watch_for_cancel();
     auto const answer = [&] {
         ProgressLine line(fmt::format("moving '{}'", from.name));
-        vmm::control::CallOptions call;
-        call.on_progress = [&](vmm::control::Progress const& progress) {
-            line.rename(progress.what);
-            line.show(progress.done, progress.total);
-        };
-        call.cancelled = [] { return g_cancelled != 0; };
-        call.silence_limit = 0;
-        return client.call(vmm::control::MoveRequest{to.root.native(), to.state.native(), summary.provider}, call);
+        return client.call(vmm::control::MoveRequest{to.root.native(), to.state.native(), summary.provider},
+                           long_call(line));
     }();
-    if (!answer && answer.error().code() == ErrorCode::Cancelled && g_cancelled)
+    if (!answer && answer.error().code() == ErrorCode::Cancelled && is_cancelled())
         return make_error(ErrorCode::Cancelled, "the move was given up, and VM '{}' runs on in {}", from.name,
                           from.root.root.native());
     if (!answer) return answer.error();
